@@ -1,0 +1,40 @@
+"""Work that all ranks do together, from joining the process group to an exit code, watched over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from pretrain import distributed, memory
+from pretrain.distributed import World
+from pretrain.errors import EXIT_INTERRUPTED, UserError
+from pretrain.pulse import Pulse
+from pretrain.recipe import RunRecipe
+from pretrain.watchdog import Watchdog
+
+
+def guarded(recipe: RunRecipe, world: World, work: Callable[[Pulse], int]) -> int:
+    """Run `work`, every rank of `world` calling; returns the exit code that it gives, or an error's.
+
+    Where a rank of several fails, all end with its code, without returning, and one line tells why. A stack
+    trace is shown for a bug, by the rank that has it.
+    """
+    pulse = Pulse()
+    try:
+        distributed.start(world, recipe.train.collective_timeout)
+        watchdog = Watchdog.start(recipe, world, pulse)
+    except UserError as error:
+        print(f"error: rank {world.rank}: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        code = work(pulse)
+    except UserError as error:
+        return watchdog.leave(error, error.exit_code)
+    except KeyboardInterrupt:
+        return watchdog.leave(UserError("interrupted from the keyboard"), EXIT_INTERRUPTED)
+    except Exception as error:
+        want = memory.explain(error, recipe, world, pulse.standing)
+        return watchdog.leave(want, want.exit_code) if want else watchdog.fail(error)
+    watchdog.done()
+    distributed.stop()
+    return code
