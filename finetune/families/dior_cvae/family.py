@@ -1,0 +1,337 @@
+"""Family 5, Dior-CVAE: replies from latents whose prior is a diffusion model.
+
+Paper: "Dior-CVAE: Pre-trained Language Models and Diffusion Priors for Variational Dialog Generation" (2023).
+On a MemBART the context is read with memory, and the decoder sees latents, slots and tokens; on plain BART it
+is the paper's model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
+
+from finetune.backbone import Backbone
+from finetune.batch import Example, TurnBatch
+from finetune.cell import TurnCell
+from finetune.dialogue.dialogue import Dialogue
+from finetune.families.dior_cvae import diffusion, watch
+from finetune.families.dior_cvae.configuration import (
+    DiorConfig,
+    DropoutScope,
+    Groups,
+    Prior,
+    TimestepSampler,
+    Weighting,
+)
+from finetune.families.dior_cvae.layout import Layout
+from finetune.families.dior_cvae.modeling import PARTS, DiorForConditionalGeneration, dior_config
+from finetune.families.dior_cvae.sampling import drawing, normal, row_keys
+from finetune.family import Replies
+from finetune.generation import generate_options
+from finetune.prediction import about
+from finetune.recipe import DialogueSection, GenerationSection
+from finetune.weights import FRESH, Origin, WeightMap, from_membart, load_mapped, named_tensors
+from pretrain.errors import UserError
+from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
+from pretrain.model.convert import is_memory
+from pretrain.model.loss import IGNORED
+from pretrain.recipe import Section
+
+logger = logging.getLogger(__name__)
+
+Schedule = Literal["scaled", "paper"]
+FRESH_PREFIX = "latent."
+GROUPS = ("", "latent")
+"""Parameter groups that the schedule moves: the backbone's, and the key of our recipes for the rest."""
+
+
+class DiorSettings(Section):
+    """The `model` section. Fields of the same name in `DiorConfig` say more."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the backbone's configuration, such as `memory_len` or `dropout`; the shape for `scratch`."""
+    pretrained: bool = True
+    """False: the backbone gives its sizes and its tokenizer, no weights (Table 3, without PLM)."""
+
+    latent_size: int = Field(default=64, gt=0)
+    groups: Groups = "all"
+    posterior_width: int = Field(default=768, gt=0)
+    latent_init_std: float = Field(default=0.02, gt=0)
+
+    prior: Prior = "diffusion"
+    """`standard` is Table 3 without diffusion."""
+    diffusion_steps: int = Field(default=50, gt=0)
+    schedule: Schedule = "scaled"
+    """`scaled` to the steps, 0.002 to 0.4 for 50; `paper`: as printed, leaving signal at the end."""
+    beta_start: float | None = Field(default=None, gt=0, lt=1)
+    """Of the schedule, unless given."""
+    beta_end: float | None = Field(default=None, gt=0, lt=1)
+    """The same."""
+    denoiser_width: int = Field(default=1024, gt=0)
+    prior_weighting: Weighting = "vlb"
+    timestep_sampler: TimestepSampler = "importance"
+    guidance_dropout: float = Field(default=0.1, ge=0, le=1)
+    guidance_weight: float = 0.1
+    sampler_eta: float = Field(default=1.0, ge=0, le=1)
+    detach_latent_in_prior: bool = False
+
+    self_infusion: bool = True
+    cross_infusion: bool = True
+    separate_infusion_projections: bool = False
+    cross_memory_dropout: float = Field(default=0.7, ge=0, le=1)
+    """0 is Table 3 without memory dropout."""
+    cross_memory_scope: DropoutScope = "all"
+    pool_memory_slots: bool = False
+
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    kl_anneal_steps: int = Field(default=20_000, ge=0)
+    """Updates in which the weight of the divergence grows from 0 to `kl_weight`."""
+    kl_weight: float = Field(default=1.0, ge=0)
+    inverse_sqrt_after: int = Field(default=0, ge=0)
+    """Updates after which the learning rate falls with the square root of their number, given
+    `optimizer.schedule: constant` and as many warm-up steps; 0: never."""
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of `DiorConfig`."""
+        own = {name: getattr(self, name) for name in type(self).model_fields if name in _CONFIG_FIELDS}
+        printed = self.schedule == "paper"
+        start, end = diffusion.PAPER_BETAS if printed else diffusion.scaled_betas(self.diffusion_steps)
+        own["beta_start"] = start if self.beta_start is None else self.beta_start
+        own["beta_end"] = end if self.beta_end is None else self.beta_end
+        return own
+
+
+_CONFIG_FIELDS = set(DiorConfig.__dataclass_fields__) - set(MemBartConfig.__dataclass_fields__)
+
+
+class Family:
+    """See `finetune.family.Family`."""
+
+    Settings = DiorSettings
+    model_class = DiorForConditionalGeneration
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("bleu_1_method7", "bleu_2_method7", "bleu_1", "bleu_2", "distinct_1", "distinct_2"),
+        *("entropy_1_characters", "entropy_2_characters", "entropy_3_characters"),
+        *("bertscore", "fed", "length"),
+    )
+
+    parts = PARTS
+    numbers: Mapping[str, int | float] = {}
+
+    def __init__(
+        self, settings: DiorSettings, data: DialogueSection, tokenizer: PreTrainedTokenizerBase, steps: int
+    ) -> None:
+        self.settings, self.data = settings, data
+        self.steps = None if data.epochs else steps  # then the updates are only known once the data are read
+        self.layout = Layout(tokenizer)
+        self.text = self.layout.text
+        self.pads = {"input_ids": self.text.pad, "attention_mask": 0, "labels": IGNORED}
+
+    # --- the model ---
+
+    def build(self, backbone: Backbone) -> tuple[DiorForConditionalGeneration, WeightMap]:
+        source = self._source(backbone)
+        config = dior_config(
+            source.config,
+            **self.settings.fields(),
+            memory_len=0 if self.data.memory == "off" else source.config.memory_len,
+            bos_token_id=self.text.bos,
+            eos_token_id=self.text.eos,
+            pad_token_id=self.text.pad,
+            decoder_start_token_id=self.text.eos,
+        )
+        if config.max_position_embeddings < max(self.data.context_tokens, self.data.target_tokens):
+            raise UserError(
+                f"data.context_tokens={self.data.context_tokens} or data.target_tokens="
+                f"{self.data.target_tokens} exceeds the model's {config.max_position_embeddings} positions",
+                mend="lower them",
+            )
+        if config.prior == "diffusion" and diffusion.of_config(config).leaves_signal:
+            logger.warning(
+                "the noise schedule leaves %.3g of the latents' variance after its last step, where sampling "
+                "starts from pure noise: generated latents will not be those of training",
+                float(diffusion.of_config(config).signal[-1]),
+            )
+        model = DiorForConditionalGeneration(config)
+        if self.settings.pretrained or backbone.is_scratch:
+            return model, self._load(model, source, backbone)
+        rows = tuple(Origin(name, tuple(t.shape), FRESH) for name, t in named_tensors(model).items())
+        return model, WeightMap(
+            backbone.place, rows, dict.fromkeys(named_tensors(source), "model.pretrained is false")
+        )
+
+    def _source(self, backbone: Backbone) -> BartForConditionalGeneration | MemBartForConditionalGeneration:
+        """The backbone as a model of its own kind."""
+        changes = dict(self.settings.config)
+        if backbone.is_scratch:
+            try:
+                config = MemBartConfig(**{"vocab_size": len(self.text.tokenizer), **changes})
+            except (TypeError, ValueError) as error:
+                raise UserError(f"model.config: {error}", where="family dior_cvae") from None
+            return MemBartForConditionalGeneration.from_scratch(config)
+        if not backbone.is_membart:
+            raise UserError(
+                f"a {backbone.config.model_type} cannot become a Dior-CVAE",
+                where=backbone.place,
+                mend="give a MemBART or a BART",
+            )
+        if self.data.memory == "off" and backbone.config.model_type == "bart":
+            changes.pop("memory_len", None)
+            found: BartForConditionalGeneration = backbone.hub_model(BartForConditionalGeneration, **changes)
+            return found
+        return backbone.membart(**changes)
+
+    def _load(self, model: DiorForConditionalGeneration, source: nn.Module, backbone: Backbone) -> WeightMap:
+        """Copy the source's weights; everything under `latent` stays fresh."""
+
+        def unused(name: str) -> str | None:
+            return "data.memory is off" if self.data.memory == "off" and is_memory(name) else None
+
+        found = load_mapped(
+            model,
+            named_tensors(source),
+            lambda name: None if name.startswith(FRESH_PREFIX) else name,
+            backbone=backbone.place,
+            unused=unused,
+        )
+        if not isinstance(source, MemBartForConditionalGeneration):
+            return found
+        # What the source itself was made from: nothing, BART (its memory stream is BART's twin), or MemBART.
+        named = {origin.name: origin for origin in from_membart(source, backbone).tensors}
+        rows = tuple(named.get(origin.name, origin) for origin in found.tensors)
+        return WeightMap(found.backbone, rows, {} if backbone.is_scratch else found.unused)
+
+    def prepare(self, model: DiorForConditionalGeneration) -> None:
+        """Everything trains."""
+
+    def cell(self, model: DiorForConditionalGeneration) -> nn.Module:
+        return TurnCell(model)
+
+    def memory_shape(self, model: DiorForConditionalGeneration) -> tuple[int, int]:
+        return model.config.memory_len, model.config.d_model
+
+    # --- examples ---
+
+    def targets(self, dialogue: Dialogue, speaker: int) -> list[int]:
+        """Every turn of the speaker that answers something."""
+        return [index for index, turn in enumerate(dialogue.turns) if index and turn.speaker == speaker]
+
+    def example(self, dialogue: Dialogue, turn: int) -> Example:
+        data = self.data
+        context = self.layout.context(dialogue, turn, data.persona, data.context_tokens)
+        return Example(
+            {
+                "input_ids": context,
+                "attention_mask": [1] * len(context),
+                "labels": self.layout.reply(dialogue.turns[turn].text, data.target_tokens),
+            },
+            about(dialogue, turn),
+        )
+
+    # --- the loss ---
+
+    def count(self, batch: TurnBatch, per_row: bool = False) -> Tensor:
+        """Target tokens for every part, so that the parts keep the ratio they have in Eq. 16."""
+        tokens = batch.labels != IGNORED
+        found = tokens.sum(dim=1) if per_row else tokens.sum()
+        return found.expand(len(PARTS), *found.shape)
+
+    def part_weights(self, update: int) -> Tensor:
+        """Eq. 16 with label smoothing and annealing; past the last update, for validation, the plain ELBO."""
+        if self.steps is not None and update >= self.steps:
+            return torch.tensor([1.0, 0.0, 1.0, 1.0])
+        smoothing, anneal = self.settings.label_smoothing, self.settings.kl_anneal_steps
+        divergence = self.settings.kl_weight * (min(1.0, update / anneal) if anneal else 1.0)
+        return torch.tensor([1 - smoothing, smoothing, divergence, divergence])
+
+    def rates(self, update: int) -> Mapping[str, float]:
+        start = self.settings.inverse_sqrt_after
+        if not start or update < start:
+            return {}
+        return dict.fromkeys(GROUPS, (start / (update + 1)) ** 0.5)
+
+    # --- replies and figures ---
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: DiorForConditionalGeneration,
+        batch: TurnBatch,
+        memory: Tensor,
+        how: GenerationSection,
+        key: tuple[int | str, ...],
+    ) -> Replies:
+        """`how.replies` samples of the latents for each row, and one reply to each.
+
+        Draws depend on `how.seed` and on the turn that is answered, not on `key`, which counts batches: a
+        reply stays the same in any batch.
+        """
+        read = model.read(batch, memory)
+        keys = row_keys(batch, how.seed, how.replies)
+        latents = self.sample_latents(model, read, batch, keys)
+        texts = self.write(model, batch, read, latents, how, keys)
+        live = batch.attention_mask.any(dim=1).tolist()
+        assert read.memory_states is not None
+        return Replies([row if ok else [] for row, ok in zip(texts, live, strict=True)], read.memory_states)
+
+    def sample_latents(
+        self, model: DiorForConditionalGeneration, read: Any, batch: TurnBatch, keys: list[Any]
+    ) -> Tensor:
+        """Latents [n · A, L, z] of the prior, n = len(keys) / A for each row."""
+        context = model.condition(read, batch.attention_mask)
+        context = context.repeat_interleave(len(keys) // len(context), 0)
+        found: Tensor = model.latent.prior.sample(context, normal(keys, model.noise_shape(), context.device))
+        return found
+
+    def write(
+        self,
+        model: DiorForConditionalGeneration,
+        batch: TurnBatch,
+        read: Any,
+        latents: Tensor,
+        how: GenerationSection,
+        keys: list[Any],
+    ) -> list[list[str]]:
+        """Replies to each row, one for each of its latents [n · A, L, z]."""
+        options = generate_options(how) | {
+            "num_return_sequences": 1,
+            "forced_bos_token_id": self.text.bos,
+            "max_new_tokens": how.max_new_tokens + 1,  # <s> is none of them
+        }
+        if how.sample:
+            options |= {"do_sample": False, "logits_processor": drawing(how, keys)}
+            for name in ("temperature", "top_k", "top_p"):
+                options.pop(name)
+        else:
+            options["num_beams"] = how.beams
+        made = model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            encoder_outputs=read,
+            latents=latents,
+            decoder_start_token_id=self.text.eos,
+            eos_token_id=self.text.eos,
+            pad_token_id=self.text.pad,
+            **options,
+        )
+        texts = [self.layout.clean(row) for row in made.tolist()]
+        each = len(texts) // len(batch.input_ids)
+        return [texts[at : at + each] for at in range(0, len(texts), each)]
+
+    @torch.no_grad()
+    def figures(
+        self, model: DiorForConditionalGeneration, batch: TurnBatch, memory: Tensor
+    ) -> Mapping[str, Tensor]:
+        return watch.gather(model, batch, memory, seed=0)
+
+    def summary(self, gathered: Mapping[str, Tensor]) -> Mapping[str, float]:
+        return watch.summarize(gathered)
+
+
+__all__ = ["DiorSettings", "Family"]

@@ -1,0 +1,1 @@
+"""The papers' analyses of fine-tuned models, as functions; `membart study` runs them."""

@@ -1,0 +1,146 @@
+"""Where every tensor of a fine-tuned model came from, and what of the backbone was not taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from finetune.backbone import Backbone
+from pretrain.errors import CheckpointError
+from pretrain.model.convert import is_memory, twin
+
+WEIGHTS_FILE = "weights.json"
+FRESH = "fresh"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One tensor of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    """Name in the backbone, or `fresh`."""
+    note: str = ""
+    """What was done on the way, such as rows appended; or how a fresh tensor was drawn."""
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """The report; nothing of the backbone is dropped in silence."""
+
+    backbone: str
+    tensors: tuple[Origin, ...]
+    unused: Mapping[str, str] = field(default_factory=dict)
+    """Backbone tensors that were not taken, with the reason."""
+
+    def text(self) -> str:
+        """A few lines: how many tensors and parameters came from where, which groups are fresh or unused."""
+        taken = [origin for origin in self.tensors if origin.source != FRESH]
+        fresh = [origin for origin in self.tensors if origin.source == FRESH]
+        lines = [
+            f"weights from {self.backbone}: {len(taken)} tensors ({_count(taken):,} parameters), "
+            f"{len(fresh)} fresh ({_count(fresh):,})"
+        ]
+        for group, number in _groups(origin.name for origin in fresh).items():
+            lines.append(f"  fresh   {group} ({number} tensors)")
+        for reason in dict.fromkeys(self.unused.values()):
+            names = [name for name, why in self.unused.items() if why == reason]
+            for group, number in _groups(names).items():
+                lines.append(f"  unused  {group} ({number} tensors): {reason}")
+        return "\n".join(lines)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole map as JSON."""
+        (folder / WEIGHTS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def load_mapped(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source_of: Callable[[str], str | None],
+    *,
+    backbone: str,
+    unused: Callable[[str], str | None],
+    shared: Mapping[str, str] | None = None,
+) -> WeightMap:
+    """Copy a backbone's tensors into a model by name and report on each.
+
+    Args:
+        source_of: name of a model tensor -> name of the backbone tensor it starts from; None: stays fresh.
+        backbone: what to call the source in the report.
+        unused: name of a backbone tensor that nobody took -> why that is right; None raises.
+        shared: names of backbone tensors that are another name of one that was taken (ties).
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or is left over without a reason.
+    """
+    places = named_tensors(model)
+    origins, taken = [], set()
+    with torch.no_grad():
+        for name, place in places.items():
+            source = source_of(name)
+            if source is None:
+                origins.append(Origin(name, tuple(place.shape), FRESH))
+                continue
+            if source not in weights:
+                raise CheckpointError(f"no tensor {source} for {name}", where=backbone)
+            if weights[source].shape != place.shape:
+                found, wanted = tuple(weights[source].shape), tuple(place.shape)
+                raise CheckpointError(f"{source} is {found}, {name} needs {wanted}", where=backbone)
+            place.copy_(weights[source])
+            taken.add(source)
+            origins.append(Origin(name, tuple(place.shape), source))
+    left: dict[str, str] = {}
+    for name in weights:
+        if name in taken:
+            continue
+        twin = (shared or {}).get(name)
+        reason = f"the same as {twin}" if twin in taken else unused(name)
+        if reason is None:
+            raise CheckpointError(f"tensor {name} would be dropped", where=backbone, mend="report this")
+        left[name] = reason
+    return WeightMap(backbone, tuple(origins), left)
+
+
+def from_membart(model: nn.Module, backbone: Backbone) -> WeightMap:
+    """The map of a MemBART that `Backbone.membart` (or nothing) gave its weights under the same names.
+
+    From plain BART the memory stream starts from BART's twins; see `pretrain.model.convert`.
+    """
+    tensors = named_tensors(model)
+    if backbone.is_scratch:
+        rows = [Origin(name, tuple(tensor.shape), FRESH) for name, tensor in tensors.items()]
+        return WeightMap(backbone.place, tuple(rows))
+    from_bart = backbone.config.model_type == "bart"
+    rows = []
+    for name, tensor in tensors.items():
+        origin = (twin(name) or (FRESH if is_memory(name) else name)) if from_bart else name
+        note = "the token stream's twin" if from_bart and twin(name) else ""
+        rows.append(Origin(name, tuple(tensor.shape), origin, note))
+    return WeightMap(backbone.place, tuple(rows))
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, tied ones once, and persistent buffers, by name."""
+    stored = set(model.state_dict(keep_vars=True))
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def _count(origins: Iterable[Origin]) -> int:
+    return sum(torch.Size(origin.shape).numel() for origin in origins)
+
+
+def _groups(names: Iterable[str]) -> dict[str, int]:
+    """Names with their layer numbers replaced by a star, and how many fell on each pattern."""
+    found: dict[str, int] = {}
+    for name in names:
+        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        found[pattern] = found.get(pattern, 0) + 1
+    return found
