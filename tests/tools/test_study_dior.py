@@ -1,0 +1,92 @@
+"""`membart study dior-...` and `membart bench dior` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune.families.dior_cvae import DiorSettings
+from finetune.metrics import METRICS, papers
+from pretrain import recipe as recipes
+from tests.support import dialogues as made
+from tests.support import families
+from tools import study_dior
+from tools.cli import app
+
+
+def test_ablations_are_those_of_the_paper_and_settings_of_the_family():
+    (printed,) = (table for table in papers.tables("dior_cvae") if table.number == "Table 3")
+    assert set(study_dior.ABLATIONS) == set(printed.rows)
+    for switches in study_dior.ABLATIONS.values():
+        content: dict[str, object] = {}
+        for switch in switches:
+            recipes.apply(content, switch)
+        settings = DiorSettings.model_validate(content.get("model", {}))
+        assert bool(switches) == (settings != DiorSettings())
+    assert {*study_dior.ABLATION_METRICS, *study_dior.DROPOUT_METRICS} <= METRICS.keys()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output of `dior-dropout` at one rate."""
+    root = tmp_path_factory.mktemp("study")
+    source = made.write(root / "data", train=4, valid=2)
+    content = made.recipe("dior_cvae", source, root, **families.TINY["dior_cvae"])
+    changes = [
+        f"{section}.{key}={json.dumps(value)}"
+        for section in ("model", "data", "optimizer", "tracking", "generation")
+        for key, value in content[section].items()
+        if key != "sources"
+    ]
+    words = ["--from", "scratch", "--data", source, "--rates", "1.0", "--out", str(root / "out")]
+    steps = ["train.steps=1", "checkpoint.every=1", "train.deepspeed=zero0", "model.inverse_sqrt_after=0"]
+    done = CliRunner().invoke(
+        app,
+        ["study", "dior-dropout", *words, f"tokenizer={made.tokenizer_folder()}", *changes, *steps],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0, done.output
+    return root, done.output
+
+
+def test_dropout_study_sets_rates_beside_the_papers(study: tuple[Path, str]) -> None:
+    root, output = study
+    assert "equal_pairs" in output
+    assert "1.0, paper" in output
+    assert "0.880" in output
+    content = json.loads((root / "out" / "dropout.json").read_text(encoding="utf-8"))["1.0"]
+    assert all(len(sample["replies"]) == 5 for sample in content["replies"])
+    assert content["facts"]["generation"]["replies"] == 5
+    assert (root / "out" / "dropout.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trained_models_are_looked_at(study: tuple[Path, str]) -> None:
+    root, _ = study
+    run, source = str(root / "out" / "memory-dropout-1.0"), f"jsonl:{root / 'data'}"
+    shown = CliRunner().invoke(
+        app, ["study", "dior-steps", run, "--data", source, "--contexts", "1", "--steps", "1,10"]
+    )
+    assert "step   10" in shown.output
+    told = CliRunner().invoke(
+        app,
+        [
+            *("study", "dior-references", run, "--data", source, "--contexts", "2", "--most", "1"),
+            *("--samples", "2", "--out", str(root / "references")),
+        ],
+    )
+    assert told.exit_code == 0, told.output
+    found = json.loads((root / "references" / "references.json").read_text(encoding="utf-8"))
+    assert list(found["perplexity"]) == ["memory-dropout-1.0"]
+    assert len(found["perplexity"]["memory-dropout-1.0"]) == 1
+
+
+def test_the_benchmark_compares_with_the_plain_decoder():
+    words = ["bench", "dior", "--shape", "small", "--tokens", "3", "--context", "8", "--rounds", "1"]
+    done = CliRunner().invoke(app, [*words, "--steps", "2", "--beams", "1", "--json"])
+    writers = json.loads(done.output)["writers"]
+    assert [writer["name"] for writer in writers][:2] == ["BART", "Dior-CVAE"]
+    assert writers[0]["ratio"] == 1
+    assert all(writer["tokens_per_second"] > 0 for writer in writers)

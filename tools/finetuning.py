@@ -1,0 +1,164 @@
+"""`membart evaluate` and `membart generate`: what a fine-tuned model is worth, and what it says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.chat import Chat
+    from finetune.fitted import Fitted
+
+_HELP = "/reset forgets everything, /memory shows the state of the slots, /quit ends."
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Dialogues as NAME:PATH; the fine-tune's own unless given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; RUN/evaluation/SPLIT unless given.")
+    ] = None,
+    dialogues: Annotated[int | None, typer.Option(min=1, help="Only so many of each source.")] = None,
+    agents: Annotated[int, typer.Option(min=1, help="Dialogues that run side by side.")] = 16,
+    metrics: Annotated[str, typer.Option(help="Names, with commas; the family's unless given.")] = "",
+    replies: Annotated[bool, typer.Option(help="Generate replies; without them only perplexities.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+) -> None:
+    """Score a fine-tuned model: perplexities, generated replies, its family's metrics beside the paper's.
+
+    Writes evaluation.json, evaluation.md and predictions.jsonl, adds the table to the run's report, and logs
+    the figures to the run's MLflow run.
+    """
+    from tqdm import tqdm
+
+    from finetune.evaluate import evaluate as score
+    from finetune.results import publish, table
+
+    fitted = _load(model, overrides, device)
+    bar = tqdm(unit="reply", disable=not sys.stderr.isatty())
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    found = score(
+        fitted,
+        split,
+        sources=data or (),
+        agents=agents,
+        max_dialogues=dialogues,
+        generate=replies,
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        progress=progress,
+    )
+    bar.close()
+    text = table(fitted.recipe.family, found)
+    folder = out or publish(fitted, split, found, text)
+    found.write(folder, text)
+    print(text)
+    print(f"{folder}: evaluation.json, evaluation.md, predictions.jsonl")
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--input", help="Dialogues as NAME:PATH; each gets the next reply.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines of dialogue id and replies.")] = None,
+    persona: Annotated[
+        list[str] | None, typer.Option(help="A sentence about the model; may be given more than once.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+) -> None:
+    """Answer dialogues from a file, or talk: a conversation that keeps its memory from turn to turn."""
+    fitted = _load(model, overrides, device)
+    if source is None:
+        from finetune.chat import Chat
+
+        _talk(Chat(fitted, tuple(persona or ()), seed))
+        return
+    from finetune.chat import continue_dialogue
+    from finetune.dialogue.load import load
+
+    lines = (
+        json.dumps(
+            {"dialogue": dialogue.id, "replies": continue_dialogue(fitted, dialogue, seed)},
+            ensure_ascii=False,
+        )
+        for dialogue in load(source, None)
+        if dialogue.turns
+    )
+    if out is None:
+        for line in lines:
+            print(line, flush=True)
+        return
+    if out.exists():
+        raise UserError(
+            "the output exists already", where=str(out), mend="choose another file or move it away"
+        )
+    aside = out.with_name(out.name + ".writing")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    aside.replace(out)
+    print(out)
+
+
+def _load(model: Path, overrides: list[str] | None, device: str) -> Fitted:
+    import torch
+
+    from finetune.fitted import load
+
+    fitted = load(model, overrides or [])
+    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device on this machine", mend="--device cpu")
+    fitted.model.to(wanted)
+    return fitted
+
+
+def _talk(chat: Chat) -> None:
+    print(f"{chat.fitted.place}: {_HELP}")
+    while True:
+        try:
+            said = input("you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if said == "/quit":
+            return
+        if said == "/reset":
+            chat.reset()
+            print("forgotten")
+        elif said == "/memory":
+            print(describe_memory(chat))
+        elif said.startswith("/"):
+            print(_HELP)
+        elif said:
+            replies = chat.say(said)
+            print("\n".join(f"bot> {reply}" for reply in replies) or "bot>")
+
+
+def describe_memory(chat: Chat) -> str:
+    """How full the slots are, and how far the context window reaches back."""
+    data, slots = chat.fitted.recipe.data, chat.memory.shape[1]
+    if not slots or data.memory != "carry":
+        return f"no memory is carried (data.memory={data.memory})"
+    norms = chat.memory[0].norm(dim=-1)
+    spread = f"norms {float(norms.min()):.2f} to {float(norms.max()):.2f}"
+    return f"{len(chat.turns)} turns; {slots} slots, {spread}; context window {data.context_tokens} tokens"

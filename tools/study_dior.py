@@ -1,0 +1,309 @@
+"""`membart study dior-...`: the analyses of the Dior-CVAE paper on models of any size.
+
+`dior-ablation` and `dior-dropout` train what they compare, each variant a run of its own that goes on where
+it was; `dior-steps` and `dior-references` look at trained models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pretrain.errors import EXIT_OK, UserError
+
+if TYPE_CHECKING:
+    from finetune.evaluate import Evaluation
+
+FAMILY = "dior_cvae"
+ABLATIONS: Mapping[str, tuple[str, ...]] = {
+    "Dior-CVAE": (),
+    "w/o diffusion": ("model.prior=standard",),
+    "w/o memory dropout": ("model.cross_memory_dropout=0",),
+    "w/o self-attention infusion": ("model.self_infusion=false",),
+    "w/o cross-attention infusion": ("model.cross_infusion=false",),
+    "w/o PLM": ("model.pretrained=false",),
+}
+"""Table 3: the paper's names, and our switches."""
+ABLATION_METRICS = ("bleu_1_method7", "bleu_2_method7", "distinct_1", "distinct_2")
+DROPOUT_METRICS = ("similarity", "similarity_mean", "self_bleu", "distinct_2")
+ENOUGH = 5
+"""Replies of each context in the human evaluation and in Table 9; references in Figure 3."""
+
+Start = Annotated[str, typer.Option("--from", help="Backbone, as of membart finetune.")]
+Data = Annotated[list[str], typer.Option(help="Dialogues as NAME:PATH; may be given more than once.")]
+Out = Annotated[Path, typer.Option(help="Folder for runs and results.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to every variant's recipe, e.g. train.steps=500."),
+]
+Split = Annotated[str, typer.Option(help="train, valid or test.")]
+Dialogues = Annotated[int | None, typer.Option(min=1, help="Evaluate only so many of each source.")]
+
+
+def dior_ablation(
+    start: Start,
+    data: Data,
+    changes: Changes = None,
+    out: Out = Path("study/dior-ablation"),
+    split: Split = "valid",
+    dialogues: Dialogues = None,
+) -> None:
+    """Table 3: train every variant of Dior-CVAE on the same data and score its replies."""
+    from finetune.metrics import papers, table
+
+    found = sweep(ABLATIONS, start, data, changes or [], out, split, dialogues, ABLATION_METRICS)
+    printed = papers.tables(FAMILY, part="validation")[0]
+    for name, one in found.items():
+        ours = {**one.metrics.values, **_figures(one, "perplexity", "perplexity_prior", "elbo_token")}
+        typer.echo(f"\n{name}\n{table({'ours': ours, 'paper': printed.figures(name)})}")
+    _write(out / "ablation.json", {name: _content(one) for name, one in found.items()})
+
+
+def dior_dropout(
+    start: Start,
+    data: Data,
+    changes: Changes = None,
+    out: Out = Path("study/dior-dropout"),
+    rates: Annotated[str, typer.Option(help="Rates of the cross-memory dropout.")] = "0.1,0.4,0.7,1.0",
+    split: Split = "test",
+    dialogues: Dialogues = None,
+) -> None:
+    """Table 9: how alike five replies to one context are, by the dropout that the model was trained with."""
+    from finetune.metrics import papers, table
+    from finetune.studies.dior_cvae import equal_pairs
+
+    variants = {f"memory dropout {rate}": (f"model.cross_memory_dropout={rate}",) for rate in _rates(rates)}
+    five = [*(changes or []), f"generation.replies={ENOUGH}"]
+    found = sweep(variants, start, data, five, out, split, dialogues, DROPOUT_METRICS)
+    (printed,) = (one for one in papers.tables(FAMILY) if one.number == "Table 9")
+    columns, content = {}, {}
+    for row, one in found.items():
+        rate = row.split()[-1]
+        groups = [prediction.replies for prediction in one.predictions]
+        own = {
+            **one.metrics.values,
+            "equal_pairs": equal_pairs(groups),
+            **_figures(one, "nll_swapped_excess", "perplexity_prior", "active_units"),
+        }
+        columns[rate] = own
+        if row in printed.rows:
+            columns[f"{rate}, paper"] = printed.figures(row)
+        content[rate] = {**_content(one), "equal_pairs": own["equal_pairs"]}
+    typer.echo(table(columns))
+    for metric, reason in next(iter(found.values())).metrics.unavailable.items():
+        typer.echo(f"{metric}: {reason}")
+    _write(out / "dropout.json", content)
+    draw_dropout(columns, out / "dropout.png")
+
+
+def dior_steps(
+    model: Annotated[Path, typer.Argument(help="A run of dior_cvae, one of its checkpoints, or its export.")],
+    overrides: Changes = None,
+    data: Annotated[str, typer.Option(help="Dialogues as NAME:PATH.")] = "",
+    split: Split = "test",
+    contexts: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 3,
+    steps: Annotated[str, typer.Option(help="Reverse steps done.")] = "1,10,20,30,40,50",
+    estimate: Annotated[
+        bool, typer.Option(help="Decode the denoiser's estimate, not the noisy latents as they stand.")
+    ] = False,
+) -> None:
+    """Table 8: what the model says from latents that were denoised for fewer steps."""
+    study = _open(model, overrides)
+    numbers = sorted({int(number) for number in _rates(steps)})
+    for asked in study.last_turns(data or study.fitted.recipe.data.sources[0], split, contexts):
+        typer.echo("\n".join(f"context   {text}" for text in asked.context[-3:]))
+        for number, said in zip(numbers, study.denoised(asked, numbers, not estimate), strict=True):
+            typer.echo(f"step {number:>4} {said}")
+        typer.echo("")
+
+
+def dior_references(
+    models: Annotated[list[Path], typer.Argument(help="Runs, checkpoints or exports; one curve each.")],
+    data: Annotated[str, typer.Option(help="Dialogues with several references, as NAME:PATH.")],
+    split: Split = "test",
+    contexts: Annotated[int, typer.Option(min=1, help="The paper: 100.")] = 100,
+    most: Annotated[int, typer.Option(min=1, help="References of each context.")] = ENOUGH,
+    samples: Annotated[int, typer.Option(min=1, help="Latents that a likelihood is the mean over.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of latents and of the choice of references.")] = 1234,
+    out: Out = Path("study/dior-references"),
+) -> None:
+    """Figure 3: perplexity of one to five human replies to the same context, latents from the prior."""
+    from finetune.studies.dior_cvae import drawn_references, reference_curve
+
+    curves: dict[str, list[float]] = {}
+    texts: list[list[tuple[str, ...]]] = []
+    for place in models:
+        study = _open(place, None)
+        asked = study.last_turns(data, split, contexts, most)
+        found = [study.reference_losses(one, samples, seed) for one in asked]
+        losses, tokens = zip(*found, strict=True)
+        curves[place.name] = reference_curve(losses, tokens, most, seed)
+        texts = [drawn_references(asked, count, seed) for count in range(1, most + 1)]
+    alike = similarities(texts)
+    rows = [("references", *map(str, range(1, most + 1)))]
+    rows += [(name, *(f"{value:.2f}" for value in curve)) for name, curve in curves.items()]
+    rows += [("cosine of the references", *(f"{value:.3f}" for value in alike))] if alike else []
+    for name, *cells in rows:
+        typer.echo(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
+    _write(out / "references.json", {"perplexity": curves, "similarity": alike, "contexts": len(texts[0])})
+    draw_references(curves, alike, out / "references.png")
+
+
+def sweep(
+    variants: Mapping[str, Sequence[str]],
+    start: str,
+    data: Sequence[str],
+    changes: Sequence[str],
+    out: Path,
+    split: str,
+    dialogues: int | None,
+    metrics: Sequence[str],
+) -> dict[str, Evaluation]:
+    """Train each variant, unless its run is finished, and evaluate it.
+
+    Raises:
+        UserError: a run did not end well; what it said stands above.
+    """
+    from finetune.evaluate import evaluate
+    from finetune.fitted import load
+    from finetune.metrics import check_names
+
+    check_names(metrics)
+    found = {}
+    for name, switches in variants.items():
+        run = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
+        sources = [word for source in data for word in ("--data", source)]
+        words = [FAMILY, "--from", start, *sources, *changes, *switches, f"root={out}", f"name={run}"]
+        typer.echo(f"{name}: {out / run}", err=True)
+        ended = subprocess.run([sys.executable, "-m", "finetune", *words], check=False)
+        if ended.returncode != EXIT_OK:
+            raise UserError(
+                f"training ended with exit code {ended.returncode}",
+                where=str(out / run),
+                mend="see above; the same command goes on",
+            )
+        # Settings of the generation may differ from those that a finished run was trained with.
+        generation = [change for change in changes if change.startswith("generation.")]
+        found[name] = evaluate(
+            load(out / run, generation), split, max_dialogues=dialogues, metrics=metrics, generate=True
+        )
+    return found
+
+
+def similarities(texts: Sequence[Sequence[tuple[str, ...]]]) -> list[float]:
+    """Mean cosine of the references for each number of them, 1 for one; empty without a BERT."""
+    from finetune.metrics import Resources
+    from finetune.metrics.encoder import load, similarity
+    from finetune.metrics.resources import UnavailableError
+
+    resources = Resources()
+    try:
+        judge = load(resources.place("bert", "a BERT's folder"), resources.run_on())
+    except UnavailableError as error:
+        typer.echo(f"no cosines: {error}", err=True)
+        return []
+    return [1.0 if len(groups[0]) == 1 else similarity(groups, judge) for groups in texts]
+
+
+def draw_dropout(columns: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Similarity, and equal pairs, over the dropout rate."""
+    from pretrain.plots import BLUE, GREY, VERMILION
+
+    figure, axes = _axes("memory dropout", "share of equal pairs, %")
+    ours = {float(name): column for name, column in columns.items() if "," not in name}
+    axes.plot(
+        list(ours), [column["equal_pairs"] for column in ours.values()], "o-", color=BLUE, label="equal pairs"
+    )
+    others = axes.twinx()
+    others.set_ylabel("cosine")
+    for label, colour, picked in (
+        ("similarity", VERMILION, ours),
+        ("similarity, paper", GREY, {float(n.split(",")[0]): c for n, c in columns.items() if "," in n}),
+    ):
+        points = [(rate, column["similarity"]) for rate, column in picked.items() if "similarity" in column]
+        if points:
+            others.plot(*zip(*points, strict=True), "s--", color=colour, label=label)
+    figure.legend(loc="upper right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float], path: Path) -> None:
+    """Our Figure 3: perplexities on the left, cosine of the references on the right."""
+    figure, axes = _axes("human references of a context", "perplexity")
+    for name, curve in curves.items():
+        axes.plot(range(1, len(curve) + 1), curve, "o-", label=name)
+    if alike:
+        others = axes.twinx()
+        others.plot(range(1, len(alike) + 1), alike, "s--", color="#6B7280", label="cosine of the references")
+        others.set_ylabel("cosine")
+    figure.legend(loc="upper right", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.new")
+    figure.savefig(aside, format="png", dpi=150)
+    os.replace(aside, path)
+    typer.echo(str(path))
+
+
+def _open(place: Path, overrides: Sequence[str] | None) -> Any:
+    from finetune.fitted import load
+    from finetune.studies.dior_cvae import Study
+
+    return Study(load(place, list(overrides or ())))
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"'{text}' is not a list of numbers", mend="for example 0.1,0.4") from None
+
+
+def _figures(one: Evaluation, *names: str) -> dict[str, float]:
+    return {name: one.figures[name] for name in names if name in one.figures}
+
+
+def _content(one: Evaluation) -> dict[str, Any]:
+    return {
+        "facts": one.facts,
+        "figures": one.figures,
+        "metrics": asdict(one.metrics),
+        "replies": [
+            {"context": sample.context[-2:], "replies": sample.replies} for sample in one.predictions[:10]
+        ],
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+    typer.echo(str(path))
+
+
+COMMANDS = (dior_ablation, dior_dropout, dior_steps, dior_references)

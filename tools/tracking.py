@@ -1,0 +1,43 @@
+"""`membart report` and `membart sync`: look at a run, and bring to MLflow what could not get there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+
+
+def report(
+    run: Run,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="JSON with `title` and `text` (or `html`), kept in the run folder and shown."),
+    ] = None,
+) -> None:
+    """Draw the plots and the one-page report of a run from its folder; print the summary."""
+    from pretrain.report import read_section, save_section, write_report
+
+    if samples is not None:
+        save_section(run, samples.stem, read_section(samples))
+    typer.echo(write_report(run).text, nl=False)
+
+
+def sync(
+    run: Run,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="Another MLflow store.  [default: MLFLOW_TRACKING_URI, else the run's own]"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to keep trying.", min=0)] = 60.0,
+) -> None:
+    """Upload to MLflow what a run folder still holds back; sends nothing twice."""
+    from pretrain.tracking import sync as upload
+    from pretrain.tracking import view_hint
+
+    done = upload(run, tracking_uri=tracking_uri, timeout=timeout)
+    typer.echo(
+        f"{done.metrics_sent} metric values sent to MLflow run {done.run_id}: {view_hint(done.tracking_uri)}"
+    )
