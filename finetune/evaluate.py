@@ -180,7 +180,8 @@ def evaluate(
             for name, values in family.figures(model, batch, before).items():
                 gathered.setdefault(name, []).append(values[live].cpu())
         counts = family.count(batch, per_row=True).view(len(family.parts), -1)[0].tolist()
-        texts = family.generate(model, batch, before, recipe.generation, key).texts if generate else None
+        answer = family.generate(model, batch, before, recipe.generation, key) if generate else None
+        texts = answer.texts if answer else None
         forgetful = texts
         if carried and texts and any(recall.asks(e.about) for e in batch.examples if e):
             forgetful = family.generate(model, batch.with_resets(), before, recipe.generation, key).texts
@@ -193,7 +194,8 @@ def evaluate(
             if texts is not None and forgetful is not None:
                 if recall.asks(about):
                     recall.add(about, *(said[row][0] if said[row] else "" for said in (texts, forgetful)))
-                predictions.append(dataclasses.replace(about, replies=tuple(texts[row])))
+                selected = answer.selected[row] if answer and answer.selected else None
+                predictions.append(dataclasses.replace(about, replies=tuple(texts[row]), selected=selected))
         if progress:
             progress(total.replies, found.turns)
     figures = total.figures(carried) | recall.figures(carried)

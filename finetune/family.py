@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +25,9 @@ class Replies:
     """Per row the replies, best first, without role marks and special tokens; empty for a dry row."""
     memory: Tensor
     """`[A, slots, d_model]`: what the agents carry on."""
+    selected: list[int] | None = None
+    """Per row the number of the knowledge sentence that the reply was written from, -1 for none of them; None
+    in families that do not select."""
 
 
 class Family(Protocol):
@@ -100,6 +103,22 @@ class Family(Protocol):
 
     def summary(self, gathered: Mapping[str, Tensor]) -> Mapping[str, float]:
         """Evaluation figures from what `figures` gave for all examples, `[N, ...]`."""
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """A family whose examples need their neighbours, for negatives; others do without this method."""
+
+    def complete(self, batch: TurnBatch, lanes: Tensor, keys: Sequence[tuple[int | str, ...]]) -> TurnBatch:
+        """A timestep of the dispatcher with what can only be known of all rows together, on the CPU.
+
+        It is done once, before the batch is cut into chunks or replayed.
+
+        Args:
+            lanes: `[A]` lane of each row.
+            keys: per row what its randomness is drawn from: the same on any number of ranks, another in each
+                epoch.
+        """
 
 
 class TurnModel(Protocol):

@@ -18,7 +18,7 @@ from finetune.dialogue.dialogue import Dialogue
 from finetune.metrics.prediction import Prediction
 from finetune.prediction import about
 from finetune.recipe import DialogueSection
-from finetune.text import SELF, DialogueText
+from finetune.text import SELF, DialogueText, Place
 from pretrain.model.loss import IGNORED
 
 
@@ -64,6 +64,11 @@ class ReplyLayout:
             },
             about(dialogue, turn),
         )
+
+    def places(self, dialogue: Dialogue, turn: int) -> list[Place]:
+        """Where each token of the example's `input_ids` was said; not for a text's blocks."""
+        found = self.text.places(dialogue, turn, self.data.persona)
+        return self.text.source_places(found, self.data.context_tokens)
 
     def _block(self, dialogue: Dialogue, number: int) -> Example:
         """The encoder reads a block, the decoder writes the one after it; every token is written once."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from finetune.batch import Example, TurnBatch, collate
 from finetune.dialogue.dialogue import Dialogue
-from finetune.family import Family
+from finetune.family import Completing, Family
 from finetune.recipe import DialogueSection
 from pretrain.corpus.shardset import Window
 from pretrain.dispatch.plan import Plan
@@ -112,7 +112,7 @@ class TurnStream:
         Raises:
             UserError: no unit, or ranks that do not divide the lanes.
         """
-        self._units, self._family, self._identity = units, family, identity
+        self._units, self._family, self._identity, self._seed = units, family, identity, seed
         self._plan = Plan(
             _Shelves(np.array([len(unit.turns) for unit in units], np.int64)),
             lanes=data.lanes,
@@ -140,7 +140,14 @@ class TurnStream:
                 continue
             unit = self._units[document]
             examples.append(self._family.example(unit.dialogue, unit.turns[segment]))
-        return collate(examples, step.resets.tolist(), self._family.pads, self._family.numbers)
+        batch = collate(examples, step.resets.tolist(), self._family.pads, self._family.numbers)
+        if not isinstance(self._family, Completing):
+            return batch
+        keys = [
+            (self._seed, epoch, example.about.dialogue, example.about.turn) if example else ("dry",)
+            for epoch, example in zip(step.epoch.tolist(), examples, strict=True)
+        ]
+        return self._family.complete(batch, self.lane, keys)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this rank's lanes stand: small JSON; states of ranks are joined by `plan.merge_states`."""

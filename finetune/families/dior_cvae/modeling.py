@@ -17,7 +17,6 @@ from transformers.utils import can_return_tuple
 from finetune.batch import TurnBatch
 from finetune.families.dior_cvae.configuration import DiorConfig
 from finetune.families.dior_cvae.decoder import InfusedDecoder
-from finetune.families.dior_cvae.head import SmoothedHead
 from finetune.families.dior_cvae.latents import (
     AttentionPool,
     FreshLinear,
@@ -26,6 +25,7 @@ from finetune.families.dior_cvae.latents import (
     WideLinear,
 )
 from finetune.families.dior_cvae.prior import DiffusionPrior, GaussianPrior, PriorDraws
+from finetune.smoothing import SmoothedHead
 from pretrain.errors import UserError
 from pretrain.model.encoder import MemBartEncoder, MemBartEncoderOutput, widen_mask
 from pretrain.model.loss import IGNORED
@@ -314,7 +314,9 @@ class DiorForConditionalGeneration(DiorPreTrainedModel, GenerationMixin):
         seen = read.attention_mask if dropped is None else read.attention_mask.masked_fill(dropped, 0)
         states, _ = self.decode(self.shift(labels), read.last_hidden_state, seen, latents)
         wanted = labels if scored is None else scored
-        found: Tensor = self.lm_head.losses(states, wanted, self.final_logits_bias[0], self.config, per_row)
+        found: Tensor = self.lm_head.losses(
+            states, wanted, self.final_logits_bias[0], self.config.loss_impl, per_row
+        )
         return found
 
     def shift(self, labels: Tensor) -> Tensor:

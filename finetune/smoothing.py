@@ -1,11 +1,10 @@
-"""BART's vocabulary head with what label smoothing needs, without the full matrix of logits."""
+"""A vocabulary head with what label smoothing needs, without the full matrix of logits."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pretrain.model.configuration import MemBartConfig
 from pretrain.model.loss import IGNORED, VocabularyHead, summed_cross_entropy
 
 
@@ -40,12 +39,10 @@ class SmoothedHead(VocabularyHead):
                 excess = excess + (bias[wanted] - bias.mean()).sum()
         return torch.stack([nll, nll + excess])
 
-    def losses(
-        self, hidden: Tensor, labels: Tensor, bias: Tensor, config: MemBartConfig, per_row: bool
-    ) -> Tensor:
+    def losses(self, hidden: Tensor, labels: Tensor, bias: Tensor | None, form: str, per_row: bool) -> Tensor:
         """Both sums over hidden [B, R, d] and labels [B, R]: `[2]`, or `[2, B]` `per_row`."""
         if not per_row:
-            found: Tensor = self(hidden, bias, labels, config.loss_impl, True)
+            found: Tensor = self(hidden, bias, labels, form, True)
             return found
         rows = zip(hidden, labels, strict=True)
-        return torch.stack([self(row, bias, wanted, config.loss_impl, True) for row, wanted in rows], dim=1)
+        return torch.stack([self(row, bias, wanted, form, True) for row, wanted in rows], dim=1)
