@@ -9,9 +9,10 @@ import typer
 from finetune.__main__ import finetune
 from pretrain.__main__ import pretrain
 from pretrain.errors import UserError
-from tools import demo, dialogues, export, fill, finetuning, shards, simulate, study, tracking
+from tools import demo, dialogues, export, fill, finetuning, knowledge, shards, simulate, study, tracking
 from tools.bench import cli as bench
 from tools.plan import cli as planning
+from tools.serve import cli as serving
 from tools.slurm import cli as slurm
 
 app = typer.Typer(
@@ -22,10 +23,12 @@ app = typer.Typer(
 )
 app.add_typer(shards.app, name="shards", help="Raw corpora to shard sets: build, verify, stats, peek.")
 app.add_typer(dialogues.app, name="data", help="Dialogues: inspect, convert, make-synthetic.")
+app.add_typer(knowledge.app, name="ki", help="Word knowledge: base, train-retriever, index, annotate.")
 app.command()(pretrain)
 app.command()(finetune)
 app.command()(finetuning.evaluate)
 app.command()(finetuning.generate)
+app.command()(serving.serve)
 app.command()(export.export)
 app.command("import")(export.import_)
 app.command()(fill.fill)

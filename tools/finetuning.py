@@ -46,7 +46,7 @@ def evaluate(
     from finetune.evaluate import evaluate as score
     from finetune.results import publish, table
 
-    fitted = _load(model, overrides, device)
+    fitted = load_fitted(model, overrides, device)
     bar = tqdm(unit="reply", disable=not sys.stderr.isatty())
 
     def progress(done: int, total: int) -> None:
@@ -87,7 +87,7 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
 ) -> None:
     """Answer dialogues from a file, or talk: a conversation that keeps its memory from turn to turn."""
-    fitted = _load(model, overrides, device)
+    fitted = load_fitted(model, overrides, device)
     if source is None:
         from finetune.chat import Chat
 
@@ -119,7 +119,12 @@ def generate(
     print(out)
 
 
-def _load(model: Path, overrides: list[str] | None, device: str) -> Fitted:
+def load_fitted(model: Path, overrides: list[str] | None, device: str) -> Fitted:
+    """A fine-tuned model on a device; without a name for one, on a GPU where there is one.
+
+    Raises:
+        UserError, CheckpointError: nothing fine-tuned there, it is damaged, or there is no such device.
+    """
     import torch
 
     from finetune.fitted import load

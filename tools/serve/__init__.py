@@ -1,0 +1,1 @@
+"""`membart serve`: a local page to talk with a fine-tuned model, which shows what the memory holds."""

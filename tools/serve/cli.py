@@ -1,0 +1,98 @@
+"""`membart serve`: look for a port, say where the page is, answer until Ctrl-C."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --host be another address than this machine's own.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+) -> None:
+    """Talk with a fine-tuned model on a local web page that shows what its memory holds."""
+    from tools.finetuning import load_fitted
+    from tools.serve.app import LOCAL, make_app
+
+    if host not in LOCAL and not allow_remote:
+        raise UserError(
+            "others could talk with the model there, and nobody is asked who he is",
+            where=f"--host {host}",
+            mend="an SSH tunnel to 127.0.0.1, or --allow-remote if that is wanted",
+        )
+    with listen(host, port) as door:
+        app = make_app(load_fitted(model, overrides, device), names(host))
+        number = door.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        if host not in LOCAL:
+            print(f"warning: whoever reaches {shown}:{number} can use this server", file=sys.stderr)
+        print(f"http://{shown}:{number}/  (Ctrl-C ends)")
+        if host in LOCAL:
+            print(f"from another machine: ssh -L {number}:{shown}:{number} {socket.gethostname()}")
+        sys.stdout.flush()
+        make_server(app).run(sockets=[door])
+
+
+def names(host: str) -> tuple[str, ...]:
+    """The names by which a browser may call a server that listens at `host`."""
+    from tools.serve.app import LOCAL
+
+    return LOCAL if host in LOCAL else (*LOCAL, host, socket.gethostname(), socket.getfqdn())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, kind)
+        try:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(address)
+            door.listen()
+        except OSError:
+            door.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot listen there: {reason}", where=f"{host}:{port}", mend="another --port"
+        ) from None
+    return door
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A server that ends on SIGINT and SIGTERM, at the latest three seconds later."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=3,
+        )
+    )
