@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune.dialogue.load import Source
 from pretrain.recipe import ReplaySection, RunRecipe, Section
 
 Memory = Literal["carry", "reset", "off"]
+PLACES = ("knowledge",)
+"""Settings of families that name a folder."""
 
 
 class DialogueSection(Section):
@@ -72,6 +74,13 @@ class FineTuneRecipe(RunRecipe):
     data: DialogueSection = DialogueSection()
     generation: GenerationSection = GenerationSection()
     replay: ReplaySection = ReplaySection(horizon=1)
+
+    @field_validator("model")
+    @classmethod
+    def _with_whole_paths(cls, model: dict[str, Any]) -> dict[str, Any]:
+        """A run is resumed from anywhere, so a folder among the settings is named in full."""
+        places = {key: str(Path(model[key]).resolve()) for key in PLACES if isinstance(model.get(key), str)}
+        return {**model, **places}
 
     transport: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **RunRecipe.transport,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support import ki
+
 TINY: dict[str, dict[str, Any]] = {
     "membart": {},
     "dior_cvae": {
@@ -24,6 +26,12 @@ TINY: dict[str, dict[str, Any]] = {
         "optimizer__rates": {"posterior": 2.0},
         "generation__sample": True,
         "generation__replies": 2,
+    },
+    "ki": {
+        "model__knowledge": ki.folder(),
+        "data__lanes": 2,
+        "data__agents_per_lane": 2,
+        "optimizer__rates": {"ki_head": 2.0},
     },
     "baseline": {
         "model__config": {

@@ -1,0 +1,5 @@
+"""Family 4, lexical knowledge internalization; see `docs/families/ki.md`."""
+
+from finetune.families.ki.family import Family, KiSettings
+
+__all__ = ["Family", "KiSettings"]
