@@ -109,7 +109,8 @@ def make_app(fitted: Fitted, hosts: Sequence[str] = LOCAL) -> FastAPI:
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     app.middleware("http")(_guard)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    names = [f"[{host}]" if ":" in host else host for host in hosts]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     app.add_exception_handler(RequestValidationError, _refuse_input)
     app.add_exception_handler(UserError, _refuse_input)
     app.add_exception_handler(RefusedError, _refuse)

@@ -52,7 +52,7 @@ def remarks(fitted: Fitted, slots: int) -> list[str]:
     if getattr(fitted.model.config, "variant", "membart").startswith("memformer"):
         found.append(
             "A Memformer's writer has no gate (every slot is new at each turn, shown as 1), and its decoder "
-            "does not look at the slots."
+            "is not given the slots."
         )
     return found
 

@@ -55,6 +55,8 @@ class _Read:
 
     output: MemBartEncoderOutput
     mask: Tensor | None
+    given: bool
+    """Whether the decoder is given the slots too."""
 
 
 @dataclass
@@ -84,34 +86,34 @@ class Record:
             note = "This family's encoder does not report its gate and its attention to the slots."
             return Seen(None, None, None, (note,))
         assert read.output.gate is not None
-        notes: list[str] = []
-        reading = _reading(read, batch, said)
-        writing = self._writing(read.output, notes)
-        return Seen(read.output.gate[0, :, 0].float().cpu(), reading, writing, tuple(notes))
+        gate, reading = read.output.gate[0, :, 0].float().cpu(), _reading(read, batch, said)
+        writing = self._writing(read)
+        if isinstance(writing, str):
+            return Seen(gate, reading, None, (writing,))
+        return Seen(gate, reading, writing, ())
 
-    def _writing(self, encoded: MemBartEncoderOutput, notes: list[str]) -> Attention | None:
+    def _writing(self, read: _Read) -> Attention | str:
+        """The decoder's attention, or why there is none."""
+        if not read.given:
+            return "The decoder is not given the slots: what they hold reaches it through the encoder."
+        encoded, layers, steps, even = read.output, [], 0, 0.0
         assert encoded.memory_states is not None
         assert encoded.last_hidden_state is not None
-        visible, slots = encoded.last_hidden_state[0], encoded.memory_states[0]
-        layers, steps, even = [], 0, 0.0
+        visible, slots = encoded.last_hidden_state[0], encoded.memory_states.shape[1]
         for name, source in self.sources.items():
             first = _place(source, visible)
-            if first is None or not _same(visible[: len(slots)], slots.to(visible.dtype)):
+            if first is None:
                 continue
             rows = self._rows(self.writes[name])
             if rows is None:
-                notes.append(
-                    "The decoder's attention is shown for one beam only: this family's beams are its own."
-                )
-                return None
-            layers.append(rows[:, first : first + len(slots)].mean(dim=0))
+                return "The decoder's attention is shown for one beam only: this family's beams are its own."
+            layers.append(rows[:, first : first + slots].mean(dim=0))
             hidden = 0 if encoded.attention_mask is None else int((encoded.attention_mask[0] == 0).sum())
             steps, even = len(rows), 1 / (len(source) - hidden)
         if not layers:
-            notes.append(
-                "The decoder does not look at the slots: what they hold reaches it through the encoder."
+            return (
+                "What the decoder looks at is not shown: this family's attentions to the slots are its own."
             )
-            return None
         return Attention(torch.stack(layers), steps, "tokens of the reply", even)
 
     def _rows(self, steps: list[Tensor]) -> Tensor | None:
@@ -196,8 +198,9 @@ def _ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 
 def _note_read(record: Record) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: MemBartEncoderOutput) -> None:
-        record.reads.append(_Read(output, kwargs.get("attention_mask")))
+    def hook(module: Any, args: Any, kwargs: Mapping[str, Any], output: MemBartEncoderOutput) -> None:
+        given = bool(module.config.decoder_slots)
+        record.reads.append(_Read(output, kwargs.get("attention_mask"), given))
 
     return hook
 

@@ -158,7 +158,7 @@ def test_a_memformer_has_no_gate_and_its_decoder_sees_no_slot() -> None:
     assert seen.reading is not None
     assert seen.gate.tolist() == [1.0] * SLOTS
     assert seen.writing is None
-    assert "decoder does not look at the slots" in seen.notes[0]
+    assert "decoder is not given the slots" in seen.notes[0]
     torch.testing.assert_close(seen.reading.layers.sum(dim=1), torch.ones(2))  # its reader sees slots alone
     assert seen.reading.even == 1 / SLOTS
 
