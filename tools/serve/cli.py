@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from pathlib import Path
@@ -48,7 +49,8 @@ def serve(
         if host in LOCAL:
             print(f"from another machine: ssh -L {number}:{shown}:{number} {socket.gethostname()}")
         sys.stdout.flush()
-        make_server(app).run(sockets=[door])
+        with contextlib.suppress(KeyboardInterrupt):
+            make_server(app).run(sockets=[door])
 
 
 def names(host: str) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:
-    """A server that ends on SIGINT and SIGTERM, at the latest three seconds later."""
+    """A server that ends on SIGINT and SIGTERM; a reply that is being made has three seconds left."""
     import uvicorn
 
     return uvicorn.Server(

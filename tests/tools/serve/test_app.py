@@ -169,14 +169,14 @@ def test_a_failing_reply_is_told_and_the_server_goes_on(page: TestClient, model:
 
 def test_conversations_at_the_same_time_do_not_mix(page: TestClient) -> None:
     alone = begin(page)["name"]
-    expected = [say(page, alone, text, compare=True) for text in MESSAGES][-1]
+    expected = [say(page, alone, text) for text in MESSAGES[:2]][-1]
 
     def talk(_: int) -> dict[str, Any]:
         name = begin(page)["name"]
-        return [say(page, name, text, compare=True) for text in MESSAGES][-1]
+        return [say(page, name, text) for text in MESSAGES[:2]][-1]
 
-    with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(talk, range(4)):
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(talk, range(3)):
             assert {**found, "name": alone} == expected
 
 
