@@ -97,13 +97,19 @@ class Table:
     @classmethod
     def of(cls, annotated: Mapping[int, Spans]) -> Table:
         """From spans by the name of the utterance."""
-        names = sorted(annotated)
-        lengths = [len(annotated[name].items) for name in names]
-        return cls(
-            np.array(names, np.uint64),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            joined([annotated[name] for name in names]),
+        lengths = [len(spans.items) for spans in annotated.values()]
+        return cls.sorted(
+            np.array(list(annotated), np.uint64), np.array(lengths, np.int64), joined([*annotated.values()])
         )
+
+    @classmethod
+    def sorted(cls, names: np.ndarray, lengths: np.ndarray, spans: Spans) -> Table:
+        """From utterances in any order: names `[U]` uint64, how many spans each has, the spans end to end."""
+        order = np.argsort(names)
+        starts = (np.cumsum(lengths) - lengths)[order]
+        offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)
+        rows = np.repeat(starts - offsets[:-1], lengths[order]) + np.arange(offsets[-1])
+        return cls(names[order], offsets, spans.rows(rows))
 
     @property
     def owners(self) -> np.ndarray:

@@ -10,16 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pretrain.checkpoint import digest
 from pretrain.corpus.workshop import LOCK, discard, disk_errors, publish, workshop
 from pretrain.errors import UserError
 
-MANIFEST = "manifest.json"
+MANIFEST, PLAN = "manifest.json", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,39 @@ def making(target: Path) -> Iterator[Path]:
         publish(folder, target)
 
 
+@contextlib.contextmanager
+def resumable(target: Path, plan: Mapping[str, Any], *, restart: bool = False) -> Iterator[Path]:
+    """Like `making`, but what an interrupted call left is there again for one of the same `plan`.
+
+    Raises:
+        UserError: also if it was begun with another plan.
+    """
+    require_free(target)
+    with workshop(target, restart=restart) as folder:
+        content = json.dumps(plan, sort_keys=True)
+        file = folder / PLAN
+        if file.is_file() and file.read_text(encoding="utf-8") != content:
+            raise UserError(
+                "begun with other inputs or options",
+                where=str(folder),
+                mend="give those again, or --restart to begin anew",
+            )
+        with disk_errors(target):
+            file.write_text(content, encoding="utf-8")
+        yield folder
+        publish(folder, target)
+
+
+def put(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file aside and give it its name when it is whole and on the disk."""
+    aside = file.with_name(f"{file.name}.part")
+    with aside.open("wb") as handle:
+        write(handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(file)
+
+
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write the manifest of all files in `folder`.
 
@@ -73,6 +106,7 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any], about: Mapping[str,
         about: what does not: names of inputs, times, speeds.
     """
     with disk_errors(folder):
+        (folder / PLAN).unlink(missing_ok=True)
         files: dict[str, Any] = {}
         for file in sorted(entry for entry in folder.iterdir() if entry.is_file() and entry.name != LOCK):
             _sync(file)

@@ -1,0 +1,84 @@
+"""Numbered tasks in worker processes, results in order.
+
+PyTorch's DataLoader does the work: its workers run on one thread each, end when their parent dies, and share
+what was loaded before they were forked (models, memory-mapped indexes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pretrain.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def in_order(
+    work: Callable[[int], Result], tasks: Sequence[int], workers: int, begin: Callable[[], None] | None = None
+) -> Iterator[Result]:
+    """`work(task)` for each task, in their order, in `workers` processes; 0: in this one.
+
+    Args:
+        begin: called once in every process before its first task.
+
+    Raises:
+        UserError: as `work` raises it, or a worker died.
+    """
+    begin = begin or _nothing
+    if not workers or not tasks:
+        begin()
+        yield from map(work, tasks)
+        return
+    loader: DataLoader[Any] = DataLoader(
+        _Tasks(work),
+        sampler=list(tasks),
+        batch_size=None,
+        num_workers=min(workers, len(tasks)),
+        collate_fn=_as_it_is,
+        worker_init_fn=_Begin(begin),
+        multiprocessing_context="fork",
+    )
+    try:
+        for result in loader:
+            if isinstance(result, UserError):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a worker process died (out of memory?)",
+            mend="run the same command again to go on, perhaps with fewer --workers",
+        ) from None
+
+
+class _Tasks(Dataset[Any], Generic[Result]):
+    def __init__(self, work: Callable[[int], Result]) -> None:
+        self.work = work
+
+    def __getitem__(self, task: int) -> Result | UserError:
+        try:
+            return self.work(task)
+        except UserError as error:
+            return error
+
+
+class _Begin:
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.begin = begin
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        self.begin()
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _nothing() -> None:
+    pass
