@@ -17,6 +17,12 @@ TINY: dict[str, dict[str, Any]] = {
         "model__kl_anneal_steps": 4,
         "optimizer__rates": {"latent": 2.0},
     },
+    "fusion": {
+        "model__fusion": "sw",
+        "model__aux_loss": "mlm",
+        "data__targets": "both",
+        "optimizer__rates": {"fusion": 5.0},
+    },
     "persona_cvae": {
         "model__inference_layers": 2,
         "model__min_utterances": 2,
