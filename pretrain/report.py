@@ -230,10 +230,13 @@ th, td { text-align: left; font-weight: normal; padding: .3rem .8rem .3rem 0; bo
 th { color: #4b5563; white-space: nowrap; width: 1%; }
 td { overflow-wrap: anywhere; }
 .figures td { font-variant-numeric: tabular-nums; font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+         gap: 1rem; }
 .plots img { width: 100%; }
 details { margin-top: 2rem; }
-pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: .8rem; white-space: pre-wrap; }
+pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: .8rem; white-space: pre-wrap;
+      overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th { white-space: normal; width: 45%; } }
 </style>
 </head>
 <body>
