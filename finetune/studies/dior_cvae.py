@@ -13,9 +13,9 @@ from torch import Tensor
 from finetune.batch import TurnBatch, collate
 from finetune.dialogue.dialogue import Dialogue
 from finetune.dialogue.load import load
+from finetune.drawing import normal, row_keys
 from finetune.families.dior_cvae import DiorForConditionalGeneration, Family
 from finetune.families.dior_cvae.prior import DiffusionPrior
-from finetune.families.dior_cvae.sampling import normal, row_keys
 from finetune.fitted import Fitted
 from pretrain.errors import UserError
 from pretrain.model.encoder import MemBartEncoderOutput

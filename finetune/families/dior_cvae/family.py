@@ -20,6 +20,7 @@ from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch
 from finetune.cell import TurnCell
 from finetune.dialogue.dialogue import Dialogue
+from finetune.drawing import drawing, normal, row_keys
 from finetune.families.dior_cvae import diffusion, watch
 from finetune.families.dior_cvae.configuration import (
     DiorConfig,
@@ -31,7 +32,6 @@ from finetune.families.dior_cvae.configuration import (
 )
 from finetune.families.dior_cvae.layout import Layout
 from finetune.families.dior_cvae.modeling import PARTS, DiorForConditionalGeneration, dior_config
-from finetune.families.dior_cvae.sampling import drawing, normal, row_keys
 from finetune.family import Replies
 from finetune.generation import generate_options
 from finetune.prediction import about

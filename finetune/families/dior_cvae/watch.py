@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from finetune.batch import TurnBatch
+from finetune.drawing import normal, row_keys
 from finetune.families.dior_cvae.configuration import DiorConfig
 from finetune.families.dior_cvae.modeling import DiorForConditionalGeneration
 from finetune.families.dior_cvae.prior import DiffusionPrior
-from finetune.families.dior_cvae.sampling import normal, row_keys
 from finetune.metrics.latent import active_units
 from pretrain.model.loss import IGNORED
 

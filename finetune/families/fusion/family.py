@@ -25,7 +25,7 @@ from finetune.backbone import Backbone
 from finetune.batch import MULTIPLE, Example, TurnBatch
 from finetune.cell import TurnCell
 from finetune.dialogue.dialogue import Dialogue
-from finetune.families.dior_cvae.sampling import drawing, row_keys
+from finetune.drawing import drawing, row_keys
 from finetune.families.fusion import mapping, search, targets, watch
 from finetune.families.fusion.configuration import (
     ANSWER,

@@ -26,7 +26,7 @@ from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch
 from finetune.cell import TurnCell
 from finetune.dialogue.dialogue import Dialogue
-from finetune.families.dior_cvae.sampling import drawing, normal, row_keys
+from finetune.drawing import drawing, normal, row_keys
 from finetune.families.persona_cvae import objectives, watch
 from finetune.families.persona_cvae.configuration import (
     Fader,

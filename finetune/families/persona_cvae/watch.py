@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.batch import TurnBatch
-from finetune.families.dior_cvae.sampling import normal, row_keys
+from finetune.drawing import normal, row_keys
 from finetune.families.persona_cvae import objectives
 from finetune.families.persona_cvae.modeling import PersonaCvae
 from finetune.metrics import latent

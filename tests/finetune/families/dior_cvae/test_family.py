@@ -23,9 +23,9 @@ from transformers import (
 from finetune import backbone as backbones
 from finetune.batch import collate
 from finetune.dialogue.dialogue import Dialogue, Turn
+from finetune.drawing import drawing
 from finetune.families.dior_cvae import DiorForConditionalGeneration, DiorSettings, Family
 from finetune.families.dior_cvae.layout import Layout
-from finetune.families.dior_cvae.sampling import drawing
 from finetune.metrics.catalogue import METRICS
 from finetune.recipe import DialogueSection, GenerationSection
 from pretrain import recipe as recipes
