@@ -7,8 +7,9 @@ Sentence-VAE. Sums are per sentence, as in an ELBO.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from finetune.families.persona_cvae import objectives
 from finetune.metrics import latent
+from pretrain.errors import UserError
 
 PAD, START, END, UNKNOWN = range(4)
-IGNORED = -100
+MOST_FOR_INFORMATION = 1000
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Sizes:
     at_inner: int = 100
     """Most updates of the encoder before one of the decoder."""
     at_share: float = 0.25
-    """Share of the updates in which training is aggressive."""
+    """Most of the updates in which training is aggressive, as a share."""
     seed: int = 1
+    points: int = 40
+    """Of the curve of the KL."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,19 @@ class Found:
     active_units: int
     kl: float
     """Nats, summed over dimensions."""
+    mutual_information: float
+    """Of sentence and z, in nats, estimated on at most `MOST_FOR_INFORMATION` sentences."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A VAE in eval mode, and how its KL went: Figure 7."""
+
+    model: SentenceVae
+    curve: tuple[tuple[int, float], ...]
+    """(joint update, mean KL of the batches since the point before)."""
+    aggressive: int
+    """Joint updates that were made aggressively."""
 
 
 class SentenceVae(nn.Module):
@@ -118,17 +135,19 @@ class SentenceVae(nn.Module):
         """Cross-entropy of each sentence and its end, `[B]`."""
         begun = nn.functional.pad(ids[:, :-1], (1, 0), value=START)
         states, _ = self.decoder(self.dropout(self.embed(begun)), torch.tanh(self.start(z))[None])
-        return self._summed(self.words(states), ids)
+        return _summed(self.words(states[ids != PAD]), ids)
 
     def bag(self, ids: Tensor, z: Tensor) -> Tensor:
         """Cross-entropy of all words from z alone, `[B]`."""
         assert self.bow is not None
-        return self._summed(self.bow(z)[:, None].expand(-1, ids.shape[1], -1), ids)
+        return _summed(self.bow(z)[(ids != PAD).nonzero()[:, 0]], ids)
 
-    def _summed(self, logits: Tensor, ids: Tensor) -> Tensor:
-        wanted = ids.masked_fill(ids == PAD, IGNORED)
-        each = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        return each.sum(dim=1)
+
+def _summed(logits: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of each sentence, `[B]`, from the logits of its tokens alone, `[N, V]` in order."""
+    there = ids != PAD
+    each = nn.functional.cross_entropy(logits, ids[there], reduction="none")
+    return each.new_zeros(len(ids)).index_add(0, there.nonzero()[:, 0], each)
 
 
 def vocabulary(sentences: Sequence[str], most: int) -> dict[str, int]:
@@ -158,8 +177,33 @@ def endless(sentences: Sequence[str], words: Mapping[str, int], sizes: Sizes) ->
         epoch += 1
 
 
-def loss(model: SentenceVae, ids: Tensor, method: Method, weight: float) -> Tensor:
-    """Mean over sentences; Po-di is the sum over all ordered pairs, scaled to batches of 32."""
+def sentences_of(texts: Iterable[str]) -> list[str]:
+    """Sentences of running text, tokens apart; headings of WikiText and single words are left out."""
+    found = []
+    for text in texts:
+        for line in text.split("\n"):
+            if line.strip().startswith("="):
+                continue
+            spaced = re.sub(r"(?<=\w)([.,;:!?])(?=\s|$)", r" \1", line)
+            found += [one for one in re.split(r"(?<=[.!?])\s+", spaced.strip()) if " " in one]
+    return found
+
+
+def held_out(sentences: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Training, validation and test of text without splits: its last tenths are the latter two.
+
+    Raises:
+        UserError: too little text.
+    """
+    tenth = len(sentences) // 10
+    if not tenth:
+        raise UserError(f"{len(sentences)} sentences are too few", where="--text", mend="give more text")
+    given = list(sentences)
+    return given[: -2 * tenth], given[-2 * tenth : -tenth], given[-tenth:]
+
+
+def loss(model: SentenceVae, ids: Tensor, method: Method, weight: float) -> tuple[Tensor, Tensor]:
+    """Loss and KL, means over sentences; Po-di is the sum over all ordered pairs, scaled to batches of 32."""
     mean, logvar = model.recognize(ids)
     z = objectives.sample(mean, logvar, torch.randn_like(mean))
     kl = objectives.gaussian_kl(mean, logvar, torch.zeros_like(mean), torch.zeros_like(mean)).sum(dim=1)
@@ -169,11 +213,21 @@ def loss(model: SentenceVae, ids: Tensor, method: Method, weight: float) -> Tens
     if method.threshold:
         pairs = ~torch.eye(len(ids), dtype=torch.bool)
         total = total + 992 * objectives.posterior_discrimination(mean, logvar, pairs, method.threshold)
-    return total.mean()
+    return total.mean(), kl.detach().mean()
 
 
-def train(sentences: Sequence[str], words: Mapping[str, int], method: Method, sizes: Sizes) -> SentenceVae:
-    """A VAE trained for `sizes.updates` joint updates."""
+def train(
+    sentences: Sequence[str],
+    words: Mapping[str, int],
+    method: Method,
+    sizes: Sizes,
+    validation: Sequence[str] = (),
+) -> Trained:
+    """A VAE after `sizes.updates` joint updates.
+
+    Aggressive training goes on, as in He et al. (2019), until an epoch brought no more mutual information on
+    `validation`, but for `sizes.at_share` of the updates at most.
+    """
     torch.manual_seed(sizes.seed)
     model = SentenceVae(len(words) + 4, sizes, bow=method.remedy == "bow")
     encoder = [*model.encoder.parameters(), *model.gaussian.parameters()]
@@ -181,10 +235,15 @@ def train(sentences: Sequence[str], words: Mapping[str, int], method: Method, si
     known = {id(parameter) for parameter in encoder}
     rest = torch.optim.Adam([p for p in model.parameters() if id(p) not in known], sizes.lr)
     stream = endless(sentences, words, sizes)
+    epoch = -(-len(sentences) // sizes.batch)
+    aggressive, chased, before = method.remedy == "at", 0, -math.inf
+    curve: list[tuple[int, float]] = []
+    recent: list[float] = []
     for update in range(sizes.updates):
-        aggressive = method.remedy == "at" and update < sizes.at_share * sizes.updates
+        aggressive = aggressive and update < sizes.at_share * sizes.updates
         if aggressive:
             _chase(model, stream, method, inner, sizes.at_inner)
+            chased += 1
         weight = 1.0
         if method.remedy == "kla":
             weight = objectives.annealed(update, sizes.kla)
@@ -192,11 +251,19 @@ def train(sentences: Sequence[str], words: Mapping[str, int], method: Method, si
             weight = objectives.cyclic(update, sizes.updates)
         for optimizer in (inner, rest):
             optimizer.zero_grad()
-        loss(model, next(stream), method, weight).backward()
+        total, kl = loss(model, next(stream), method, weight)
+        total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         for optimizer in (rest,) if aggressive else (inner, rest):
             optimizer.step()
-    return model.eval()
+        recent.append(float(kl))
+        if (update + 1) % max(sizes.updates // sizes.points, 1) == 0:
+            curve.append((update + 1, sum(recent) / len(recent)))
+            recent = []
+        if aggressive and validation and (update + 1) % epoch == 0:
+            now = information(model, validation, words, sizes)
+            aggressive, before = now > before, now
+    return Trained(model.eval(), tuple(curve), chased)
 
 
 def _chase(
@@ -206,7 +273,7 @@ def _chase(
     before, window = math.inf, 0.0
     for step in range(1, most + 1):
         inner.zero_grad()
-        found = loss(model, next(stream), method, 1.0)
+        found, _ = loss(model, next(stream), method, 1.0)
         found.backward()
         inner.step()
         window += float(found.detach())
@@ -235,4 +302,29 @@ def evaluate(model: SentenceVae, sentences: Sequence[str], words: Mapping[str, i
         math.exp((nll + kl) / tokens),
         latent.active_units(torch.cat(means).numpy()),
         kl / len(sentences),
+        information(model, sentences, words, sizes),
     )
+
+
+@torch.no_grad()
+def information(
+    model: SentenceVae, sentences: Sequence[str], words: Mapping[str, int], sizes: Sizes
+) -> float:
+    """I(x; z) under q: mean of log q(z | x) - log q(z), with q(z) the mixture of the posteriors at hand.
+
+    It cannot exceed the logarithm of their number. Draws are of a generator of their own, so training that
+    looks at it goes on as if it had not.
+    """
+    training = model.training
+    model.eval()
+    found = [
+        model.recognize(ids) for ids in batches(sentences[:MOST_FOR_INFORMATION], words, sizes, sizes.seed)
+    ]
+    model.train(training)
+    mean, logvar = (torch.cat(parts).double() for parts in zip(*found, strict=True))
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(sizes.seed), dtype=mean.dtype)
+    z = objectives.sample(mean, logvar, noise)
+    logs = torch.stack(
+        [-0.5 * (logvar + (one - mean).square() * (-logvar).exp()).sum(dim=1) for one in z]
+    )  # the constant of the Gaussian cancels
+    return float((logs.diagonal() - (logs.logsumexp(dim=1) - math.log(len(z)))).mean())
