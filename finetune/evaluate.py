@@ -21,8 +21,9 @@ from finetune import job, stream
 from finetune.batch import TurnBatch
 from finetune.dialogue.dialogue import Dialogue
 from finetune.fitted import Fitted
-from finetune.metrics import Report, Resources, check_names
+from finetune.metrics import Report, Resources, by_history, check_names, evaluate_by
 from finetune.metrics import evaluate as measure
+from finetune.metrics.catalogue import METRICS
 from finetune.metrics.prediction import Prediction, write_predictions
 from finetune.stream import TurnStream
 from pretrain.distributed import World
@@ -96,6 +97,9 @@ class Evaluation:
     figures: dict[str, float]
     by_session: dict[int, dict[str, float]]
     """Perplexities per session, where dialogues have more than one."""
+    by_history: dict[str, dict[str, float]]
+    """Perplexities and metrics by length of the history, see `metrics.by_history`; without metrics that need
+    a model or a word list, which are dear."""
     metrics: Report
     predictions: tuple[Prediction, ...]
     facts: dict[str, Any]
@@ -109,6 +113,7 @@ class Evaluation:
             "facts": self.facts,
             "figures": self.figures,
             "by_session": {str(session): found for session, found in self.by_session.items()},
+            "by_history": self.by_history,
             "metrics": self.metrics.values,
             "unavailable": self.metrics.unavailable,
             "computed_by": self.metrics.notes,
@@ -164,6 +169,7 @@ def evaluate(
     cell = family.cell(model).eval()
     total, recall = Sums(), Recall.of(found.dialogues)
     sessions: dict[int, Sums] = {}
+    histories: dict[str, Sums] = {}
     gathered: dict[str, list[Tensor]] = {}
     predictions: list[Prediction] = []
     memory = fitted.memory(agents)
@@ -189,7 +195,8 @@ def evaluate(
             example = batch.examples[row]
             assert example is not None
             about = example.about
-            for sums in (total, sessions.setdefault(about.session, Sums())):
+            group = histories.setdefault(by_history(about), Sums())
+            for sums in (total, sessions.setdefault(about.session, Sums()), group):
                 sums.add(nll[row], reset[row], counts[row])
             if texts is not None and forgetful is not None:
                 if recall.asks(about):
@@ -215,7 +222,30 @@ def evaluate(
         "generation": recipe.generation.model_dump(mode="json") if generate else None,
     }
     by_session = {session: sums.figures(carried) for session, sums in sorted(sessions.items())}
-    return Evaluation(figures, by_session if len(by_session) > 1 else {}, report, tuple(predictions), facts)
+    return Evaluation(
+        figures,
+        by_session if len(by_session) > 1 else {},
+        _by_history(histories, carried, predictions, names),
+        report,
+        tuple(predictions),
+        facts,
+    )
+
+
+def _by_history(
+    histories: dict[str, Sums], carried: bool, predictions: Sequence[Prediction], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Figures of each group, shortest histories first."""
+    cheap = [name for name in names if not METRICS[name].resources]
+    measured = evaluate_by(predictions, cheap, Resources(), by_history) if predictions else {}
+    return {
+        group: {
+            "replies": float(sums.replies),
+            **sums.figures(carried),
+            **(measured[group].values if group in measured else {}),
+        }
+        for group, sums in sorted(histories.items())
+    }
 
 
 def _row_losses(

@@ -59,6 +59,8 @@ class FineTuning:
         self.train = read(recipe, self.family, "train")
         self.validation = read(recipe, self.family, "valid")
         self.recipe = _with_steps(recipe, self.train)
+        if self.recipe.train.steps != recipe.train.steps:  # schedules of the family need them all
+            self.family = make_family(self.recipe, self.tokenizer)
         self._deepspeed = engine.resolve_config(self.recipe, world_size)
         if self._resume is not None and self._resume.state["shard_set"] != self.data_hash:
             raise UserError(

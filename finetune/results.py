@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.evaluate import Evaluation
@@ -9,11 +11,14 @@ from finetune.fitted import Fitted
 from finetune.metrics import papers
 from finetune.metrics.prediction import Prediction
 from finetune.metrics.report import table as by_metric
+from pretrain.plots import write_lines
 from pretrain.report import Section, save_section
 from pretrain.tracking import METRICS_FILE, read_records, sync
 from pretrain.tracking.metrics_file import MetricsFile
 
 FOLDER = "evaluation"
+_NUMBERED = re.compile(r"(.+)/(.+)/(\d+)")
+"""Figures of one kind that have a place each: `KIND_by_PLACE/SERIES/NUMBER`."""
 
 
 def table(family: str, found: Evaluation) -> str:
@@ -26,14 +31,51 @@ def table(family: str, found: Evaluation) -> str:
         f"# {family}: {facts['split']} split\n",
         f"{facts['replies']:,} replies of {facts['dialogues']:,} dialogues ({', '.join(facts['sources'])}), "
         f"memory {facts['memory']}, context {facts['context_tokens']} tokens, model {facts['model']}\n",
-        found.metrics.with_values(found.figures).markdown(theirs),
+        found.metrics.with_values(_plain(found.figures)).markdown(theirs),
         *(["The paper's models are far larger, and trained on whole data sets.\n"] if theirs else []),
     ]
     if found.by_session:
         parts.append(by_metric({f"session {number}": row for number, row in found.by_session.items()}))
+    if found.by_history:
+        parts.append("By turns before the reply (short: up to 3, long: more than 9):\n")
+        parts.append(by_metric({group[2:]: row for group, row in found.by_history.items()}))
+    for kind, series in numbered(found.figures).items():
+        places = sorted({place for row in series.values() for place in row})
+        columns = {
+            str(place): {name: row[place] for name, row in series.items() if place in row} for place in places
+        }
+        parts.append(f"![{kind}]({kind}.png)\n")
+        parts.append(by_metric(columns))
     if found.predictions:
         parts.append("\n".join(["Samples:", "", *(_sample(one) for one in found.predictions[:5])]) + "\n")
     return "\n".join(parts)
+
+
+def numbered(figures: Mapping[str, float]) -> dict[str, dict[str, dict[int, float]]]:
+    """Figures named `KIND_by_PLACE/SERIES/NUMBER`, by their first part, series and number."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for name, value in figures.items():
+        if match := _NUMBERED.fullmatch(name):
+            kind, series, number = match.groups()
+            found.setdefault(kind, {}).setdefault(series, {})[int(number)] = value
+    return found
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if not _NUMBERED.fullmatch(name)}
+
+
+def draw(found: Evaluation, folder: Path) -> list[Path]:
+    """A picture for each kind of `numbered` figures, named like it."""
+    return [
+        write_lines(
+            series,
+            folder / f"{kind}.png",
+            title=kind.replace("_", " "),
+            x_label=kind.rpartition("_by_")[2].replace("_", " "),
+        )
+        for kind, series in numbered(found.figures).items()
+    ]
 
 
 def _sample(one: Prediction) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,20 @@ def write_plots(history: History, folder: Path) -> Plots:
     return Plots(written, _write_page(shown, history, folder / "all.png") if shown else None)
 
 
+def write_lines(series: Mapping[str, Mapping[int, float]], path: Path, *, title: str, x_label: str) -> Path:
+    """Draw named series over whole numbers, such as layers, into one PNG."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    styles = zip(series.items(), cycle((BLUE, VERMILION, GREEN, GREY)), cycle("osD^"), strict=False)
+    for (name, values), color, marker in styles:
+        axes.plot(list(values), list(values.values()), marker=marker, color=color, label=name, linewidth=1.5)
+    axes.set_xlabel(x_label)
+    _dress(axes, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _save(figure, path)
+
+
 def _write_page(panels: Sequence[Panel], history: History, path: Path) -> Path:
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -196,14 +211,18 @@ def _draw(panel: Panel, axes: Axes, history: History) -> bool:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlim(0, history.last_step * 1.02 + 0.5)
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+    drawn = panel.draw(axes, history)
+    _dress(axes, panel.title)
+    return drawn
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(True, color="#E5E7EB", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    drawn = panel.draw(axes, history)
-    if drawn and len(axes.get_legend_handles_labels()[1]) > 1:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(framealpha=0.85, edgecolor="none", fontsize=9)
-    return drawn
 
 
 def _line(

@@ -38,13 +38,13 @@ def evaluate(
 ) -> None:
     """Score a fine-tuned model: perplexities, generated replies, its family's metrics beside the paper's.
 
-    Writes evaluation.json, evaluation.md and predictions.jsonl, adds the table to the run's report, and logs
-    the figures to the run's MLflow run.
+    Writes evaluation.json, evaluation.md, predictions.jsonl and pictures of figures by layer, adds the table
+    to the run's report, and logs the figures to the run's MLflow run.
     """
     from tqdm import tqdm
 
     from finetune.evaluate import evaluate as score
-    from finetune.results import publish, table
+    from finetune.results import draw, publish, table
 
     fitted = load_fitted(model, overrides, device)
     bar = tqdm(unit="reply", disable=not sys.stderr.isatty())
@@ -67,8 +67,9 @@ def evaluate(
     text = table(fitted.recipe.family, found)
     folder = out or publish(fitted, split, found, text)
     found.write(folder, text)
+    pictures = [path.name for path in draw(found, folder)]
     print(text)
-    print(f"{folder}: evaluation.json, evaluation.md, predictions.jsonl")
+    print(f"{folder}: {', '.join(['evaluation.json', 'evaluation.md', 'predictions.jsonl', *pictures])}")
 
 
 def generate(

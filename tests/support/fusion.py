@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from finetune.backbone import Backbone
 from finetune.batch import TurnBatch, collate
 from finetune.families.fusion import Family, FusionModel, FusionSettings
 from finetune.families.fusion.stack import Context
-from finetune.recipe import DialogueSection
+from finetune.fitted import Fitted
+from finetune.recipe import DialogueSection, FineTuneRecipe
+from pretrain import recipe as recipes
 from tests.support import dialogues as made
 from tests.support import tiny
 
@@ -87,3 +90,12 @@ def contexts(which: Family, model: FusionModel, one: TurnBatch) -> list[Context]
 def logits(which: Family, model: FusionModel, one: TurnBatch) -> Tensor:
     """Of every label, `[A, R, V]`."""
     return model.logits(model.reply_states(contexts(which, model, one), one))
+
+
+def fitted(which: Family, model: FusionModel, source: str) -> Fitted:
+    """As `finetune.fitted.load` would give the model, for dialogues at `source`."""
+    content = made.recipe("fusion", source, Path("nowhere"), data__memory=which.data.memory)
+    wanted = recipes.parse(
+        {**content, "data": {**content["data"], "targets": "both"}}, "test", FineTuneRecipe
+    )
+    return Fitted(wanted, which, model, which.text.tokenizer, Path("nowhere"), None)

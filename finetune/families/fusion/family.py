@@ -41,7 +41,7 @@ from finetune.families.fusion.configuration import (
     WeightInit,
     WeightNorm,
 )
-from finetune.families.fusion.layout import FusionLayout
+from finetune.families.fusion.layout import MARKS, ROLES, FusionLayout
 from finetune.families.fusion.modeling import FusionModel, Read
 from finetune.families.fusion.writing import Writer
 from finetune.family import Replies
@@ -242,12 +242,16 @@ class Family:
                 where=backbone.place,
                 mend="give the backbone's own tokenizer, and model.special_tokens=auto",
             )
-        words = len(self.text.tokenizer) - len(layout.added)
-        foreign = not gpt2 and config.eos_token_id != self.text.eos
-        if foreign or words > config.vocab_size:
+        ours = {*ROLES.values(), *MARKS}
+        beyond = [
+            word
+            for word, number in self.text.tokenizer.get_vocab().items()
+            if number >= config.vocab_size and word not in ours
+        ]
+        if beyond or (not gpt2 and config.eos_token_id != self.text.eos):
             raise UserError(
-                f"the tokenizer ({words} tokens, end {layout.own_end}) is not that of the model "
-                f"({config.vocab_size} tokens, end {config.eos_token_id})",
+                f"the tokenizer ({len(beyond)} words more, end {self.text.eos}) is not that of the model "
+                f"({config.vocab_size} words, end {config.eos_token_id})",
                 where=backbone.place,
                 mend="give the model's own tokenizer",
             )

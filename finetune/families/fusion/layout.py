@@ -51,16 +51,12 @@ class FusionLayout:
             max_history: utterances that are kept.
         """
         self.data, self.single, self.ends, self.max_history = data, single, ends, max_history
-        self.own_end: int | None = tokenizer.eos_token_id
-        """End token before any was added: the backbone's."""
-        known = set(tokenizer.get_vocab())
         if authors_tokens or tokenizer.bos_token_id == tokenizer.eos_token_id:
             tokenizer.add_special_tokens(ROLES)
         self.is_bare = tokenizer.bos_token == ROLES["bos_token"]
         """Whether contexts are bare words: the style of the paper."""
         if self.is_bare or single or ends or types_from_vocabulary:
             tokenizer.add_tokens(list(MARKS), special_tokens=True)
-        self.added = sorted(set(tokenizer.get_vocab()) - known)
         self.text = DialogueText(tokenizer)
         vocabulary = tokenizer.get_vocab()
         self.marks: Mapping[str, int] = {mark: vocabulary[mark] for mark in MARKS if mark in vocabulary}

@@ -1,8 +1,8 @@
 """What to look at in evaluation: how much each source weighs in each layer, and what each is worth.
 
-`source_weight/SOURCE/LAYER` is the share of a source in a layer, as in the paper's Figure 2: of `sw` and `dw`
-the weights over their sum (of `dw` the mean over dimensions), of `linear` the norm of the source's block of
-the matrix over the sum of the norms. The other fusions have no weights.
+`source_weight_by_layer/SOURCE/LAYER` is the share of a source in a layer, as in the paper's Figure 2: of `sw`
+and `dw` the weights over their sum (of `dw` the mean over dimensions), of `linear` the norm of the source's
+block of the matrix over the sum of the norms. The other fusions have no weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from finetune.families.fusion.fusing import Linear, Weighted
 from finetune.families.fusion.modeling import FusionModel
 from pretrain.model.loss import IGNORED
 
-_SHARE = "source_weight/"
+_SHARE = "source_weight_by_layer/"
 
 
 def source_weights(model: FusionModel) -> dict[str, float]:
-    """Shares by `source_weight/SOURCE/LAYER`, layers from 1; {} where nothing is weighed."""
+    """Shares by `source_weight_by_layer/SOURCE/LAYER`, layers from 1; {} where nothing is weighed."""
     found: dict[str, float] = {}
     for number, layer in enumerate(model.decoder.layers, 1):
         shares = _shares(getattr(layer, "fusion", None))
