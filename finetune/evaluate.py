@@ -25,6 +25,7 @@ from finetune.metrics import Report, Resources, by_history, check_names, evaluat
 from finetune.metrics import evaluate as measure
 from finetune.metrics.catalogue import METRICS
 from finetune.metrics.prediction import Prediction, write_predictions
+from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream
 from pretrain.distributed import World
 from pretrain.errors import UserError
@@ -146,25 +147,14 @@ def evaluate(
     Raises:
         UserError: no such dialogues, or no such metric.
     """
-    recipe, family, model = fitted.recipe, fitted.family, fitted.model
-    changes: dict[str, Any] = {"max_dialogues": max_dialogues, "validation_dialogues": None}
-    if sources:
-        changes["sources"] = tuple(sources)
-    agents = max(min(agents, max_dialogues or agents), 1)
-    data = recipe.data.model_copy(update={**changes, "lanes": 1, "agents_per_lane": agents})
-    recipe = recipe.model_copy(update={"data": data})
-    found = job.read(recipe, family, split)
+    family, model = fitted.family, fitted.model
     names = list(metrics or family.metrics) if generate else []
     check_names(names)
-    batches = TurnStream(
-        found.units,
-        family,
-        data,
-        identity=stream.data_hash(found.dialogues),
-        seed=recipe.train.seed,
-        world=ALONE,
-        epochs=1,
+    agents = max(min(agents, max_dialogues or agents), 1)
+    recipe, found, batches = timesteps(
+        fitted, split, sources=sources, agents=agents, max_dialogues=max_dialogues
     )
+    data = recipe.data
     carried = data.memory == "carry" and family.memory_shape(model)[0] > 0
     cell = family.cell(model).eval()
     total, recall = Sums(), Recall.of(found.dialogues)
@@ -246,6 +236,38 @@ def _by_history(
         }
         for group, sums in sorted(histories.items())
     }
+
+
+def timesteps(
+    fitted: Fitted,
+    split: str,
+    *,
+    sources: Sequence[str] = (),
+    agents: int = 16,
+    max_dialogues: int | None = None,
+) -> tuple[FineTuneRecipe, job.Data, TurnStream]:
+    """A split of the recipe's dialogues, or of `sources`, once, `agents` dialogues side by side on this
+    process; with the recipe that says so.
+
+    Raises:
+        UserError: no such dialogues.
+    """
+    changes: dict[str, Any] = {"max_dialogues": max_dialogues, "validation_dialogues": None}
+    if sources:
+        changes["sources"] = tuple(sources)
+    data = fitted.recipe.data.model_copy(update={**changes, "lanes": 1, "agents_per_lane": agents})
+    recipe = fitted.recipe.model_copy(update={"data": data})
+    found = job.read(recipe, fitted.family, split)
+    batches = TurnStream(
+        found.units,
+        fitted.family,
+        data,
+        identity=stream.data_hash(found.dialogues),
+        seed=recipe.train.seed,
+        world=ALONE,
+        epochs=1,
+    )
+    return recipe, found, batches
 
 
 def _row_losses(

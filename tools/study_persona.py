@@ -1,9 +1,10 @@
-"""`membart study posterior-collapse`: Table 3 and Figure 7 of the implicit-persona paper on any text."""
+"""`membart study posterior-collapse|persona-fader|persona-map`: analyses of the implicit-persona paper."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -112,20 +113,150 @@ def _sentences(data: str | None, text: Sequence[Path] | None) -> tuple[list[str]
     return learnt, validation, test
 
 
-def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Our Figure 7: KL in training, a line for each row."""
+def persona_fader(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned persona_cvae: run, checkpoint or export.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Dialogues as NAME:PATH; the recipe's unless given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
+    contexts: Annotated[int, typer.Option(min=1, help="Most contexts; the paper's code has 1000.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps from 0 to 1.")] = 10,
+    agents: Annotated[int, typer.Option(min=1, help="Dialogues side by side.")] = 16,
+    word_vectors: Annotated[Path | None, typer.Option(help="For P.Distance, as in docs/metrics.md.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE changes, e.g. generation.replies=1.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("study/persona-fader"),
+) -> None:
+    """Figure 6: replies at levels of the fader from 0 to 1, their length and nearness to the profile."""
+    from finetune.metrics import Resources
+
+    study = _study(run, changes)
+    swept = study.swept(
+        [step / steps for step in range(steps + 1)],
+        sources=tuple(data or ()),
+        split=split,
+        agents=agents,
+        most=contexts,
+        resources=Resources(word_vectors=word_vectors) if word_vectors else Resources(),
+    )
+    names = sorted({name for one in swept for name in one.values})
+    typer.echo(f"{swept[0].contexts} contexts\n{'level':>6} " + " ".join(f"{name:>10}" for name in names))
+    for one in swept:
+        typer.echo(f"{one.level:6.2f} " + " ".join(f"{one.values[name]:10.4f}" for name in names))
+    slopes = {name: _slope([(one.level, one.values[name]) for one in swept]) for name in names}
+    typer.echo(f"{'slope':>6} " + " ".join(f"{slopes[name]:10.4f}" for name in names))
+    for name, why in swept[0].unavailable.items():
+        typer.echo(f"{name}: {why}")
+    content = {"run": str(run), "split": split, "levels": [asdict(one) for one in swept], "slopes": slopes}
+    _replace(out / "fader.json", json.dumps(content, indent=1) + "\n")
+    draw_fader({name: [(one.level, one.values[name]) for one in swept] for name in names}, out / "fader.png")
+
+
+def persona_map(
+    run: Annotated[Path, typer.Argument(help="A fine-tuned persona_cvae: run, checkpoint or export.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Dialogues as NAME:PATH; the recipe's unless given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    profiles: Annotated[int, typer.Option(min=3, help="Most profiles.")] = 1155,
+    seed: Annotated[int, typer.Option(help="Of t-SNE.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("study/persona-map"),
+) -> None:
+    """Figure 5: profiles as the recognition network sees them, in two dimensions, coloured by what they tell.
+
+    Nearest neighbours in all dimensions say whether the categories lie together: the share that is of a
+    profile's own category, beside the share that chance would give.
+    """
+    from finetune.dialogue.load import load
+
+    study = _study(run, ())
+    sources = data or study.fitted.recipe.data.sources
+    if not sources:
+        raise UserError("no dialogues", where="--data", mend="--data NAME:PATH")
+    found = study.perceived([one for source in sources for one in load(source, split)], profiles)
+    same, chance = found.purity()
+    typer.echo(
+        f"{len(found.categories)} profiles; of the nearest neighbours {same:.1%} share the category, "
+        f"{chance:.1%} would by chance"
+    )
+    content = {
+        "run": str(run),
+        "profiles": len(found.categories),
+        "categories": {name: found.categories.count(name) for name in sorted(set(found.categories))},
+        "same_category": same,
+        "by_chance": chance,
+    }
+    _replace(out / "map.json", json.dumps(content, indent=1) + "\n")
+    draw_map(found.flat(seed), found.categories, out / "map.png")
+
+
+def _study(run: Path, changes: Sequence[str] | None) -> Any:
+    from finetune.fitted import load
+    from finetune.studies.persona_cvae import Study
+
+    return Study(load(run, list(changes or ())))
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    """Least squares, per unit of the level."""
+    levels, values = zip(*points, strict=True)
+    return statistics.linear_regression(levels, values).slope
+
+
+def draw_fader(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
+    """Our Figure 6: length on the left, nearness to the profile on the right."""
+    from pretrain.plots import BLUE, GREY, VERMILION
+
+    figure, axes = _axes("level of the fader", "words of a reply")
+    axes.plot(*zip(*curves["length"], strict=True), "o-", color=BLUE, label="length")
+    others = axes.twinx()
+    others.set_ylabel("nearness to the profile")
+    for name, colour in (("p_distance", VERMILION), ("shown", GREY)):
+        if name in curves:
+            others.plot(*zip(*curves[name], strict=True), "s--", color=colour, label=name)
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=3)
+    _save(figure, path)
+
+
+def draw_map(places: Any, categories: Sequence[str], path: Path) -> None:
+    """Our Figure 5."""
     from matplotlib import colormaps
+
+    from finetune.studies.persona_cvae import CATEGORIES, OTHER
+
+    figure, axes = _axes("", "")
+    names = [OTHER, *CATEGORIES]
+    for number, name in enumerate(names):
+        rows = [row for row, other in enumerate(categories) if other == name]
+        if rows:
+            colour = "#D1D5DB" if name == OTHER else colormaps["tab10"](number)
+            axes.scatter(places[rows, 0], places[rows, 1], s=9, color=colour, label=name)
+    axes.set(xticks=[], yticks=[])
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for colour, (name, curve) in zip(colormaps["tab10"].colors, curves.items(), strict=False):
-        axes.plot(*zip(*curve, strict=True), color=colour, label=name, linewidth=1.4)
-    axes.set(xlabel="update", ylabel="KL in nats")
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top"]].set_visible(False)
+    return figure, axes
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Our Figure 7: KL in training, a line for each row."""
+    from matplotlib import colormaps
+
+    figure, axes = _axes("update", "KL in nats")
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(*zip(*curve, strict=True), color=colormaps["tab10"](number), label=name, linewidth=1.4)
     axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     _save(figure, path)
 
@@ -144,4 +275,4 @@ def _replace(path: Path, content: str) -> None:
     os.replace(aside, path)
 
 
-COMMANDS = (posterior_collapse,)
+COMMANDS = (posterior_collapse, persona_fader, persona_map)

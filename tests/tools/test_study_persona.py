@@ -1,4 +1,4 @@
-"""`membart study posterior-collapse` from the command line."""
+"""`membart study posterior-collapse|persona-fader|persona-map` from the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pretrain.errors import UserError
+from tests.support import dialogues as made
+from tests.support import fitted
 from tools.cli import app
 
 
@@ -37,3 +39,35 @@ def test_the_table_of_remedies_is_printed_beside_the_papers(tmp_path: Path) -> N
 def test_what_cannot_be_studied_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         CliRunner().invoke(app, ["study", "posterior-collapse", *words], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """An exported model, and its dialogues."""
+    root = tmp_path_factory.mktemp("persona")
+    source = made.write(root / "data", train=6, valid=2)
+    found = fitted.fitted("persona_cvae", generation__max_new_tokens=4)
+    return str(fitted.export(found, root / "model")), source
+
+
+def test_the_fader_is_swept_from_none_to_all(model: tuple[str, str], tmp_path: Path) -> None:
+    folder, source = model
+    words = ["study", "persona-fader", folder, "--data", source, "--contexts", "3", "--steps", "2"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "fader.json").read_text(encoding="utf-8"))
+    assert [one["level"] for one in found["levels"]] == [0, 0.5, 1]
+    assert all(one["contexts"] == 3 for one in found["levels"])
+    assert {"length", "shown"} <= found["slopes"].keys()
+    assert "p_distance: needs word vectors" in done.output
+    assert (tmp_path / "fader.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_profiles_are_drawn_by_category(model: tuple[str, str], tmp_path: Path) -> None:
+    folder, source = model
+    words = ["study", "persona-map", folder, "--data", source, "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "map.json").read_text(encoding="utf-8"))
+    assert sum(found["categories"].values()) == found["profiles"] > 3
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
