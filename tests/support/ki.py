@@ -106,8 +106,9 @@ def built(body: str = "membart", **settings: Any) -> tuple[Family, Any]:
 def batch(
     which: Family, rows: int = 4, dry: int = 0, talk: Sequence[Dialogue] = (), complete: bool = True
 ) -> TurnBatch:
-    """The last replies of some dialogues and dry rows after them, in two lanes; `complete` as in training."""
-    found = [which.example(d, len(d.turns) - 1) for d in (talk or TALK)[:rows]]
+    """Last and first replies of dialogues by turns, then dry rows; two lanes, `complete` as in training."""
+    some = (talk or TALK)[:rows]
+    found = [which.example(d, 1 if number % 2 else len(d.turns) - 1) for number, d in enumerate(some)]
     number = len(found) + dry
     gathered = collate([*found, *[None] * dry], [1] * number, which.pads, which.numbers)
     if not complete:

@@ -226,7 +226,7 @@ class Family:
             ):
                 wanted = "hf: and a BERT or ERNIE" if body == "bert" else "scratch"
                 raise _wrong_backbone(backbone, body, wanted)
-            source = backbone.hub_model(AutoModel, add_pooling_layer=False)
+            source = backbone.hub_model(AutoModel)
             changes["encoder"] = {**source.config.to_dict(), **changes.get("encoder", {})}
         shape = _shape(body, changes)
         text = self.text
@@ -242,7 +242,10 @@ class Family:
             decoder_start_token_id=text.bos,
         )
         try:
-            model = KiSeq2Seq(config)
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # the body is drawn anew, the same with and without a head
+                model = KiSeq2Seq(config)
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"model.config: {error}", where=f"family ki, body {body}") from None
         as_fairseq(model, body)
@@ -255,7 +258,7 @@ class Family:
             named_tensors(source),
             lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None,
             backbone=backbone.place,
-            unused=lambda name: None,
+            unused=lambda name: "every token is read, no pooled one" if name.startswith("pooler.") else None,
         )
         return model, report
 
