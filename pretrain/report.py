@@ -1,4 +1,4 @@
-"""The one-page report of a run, made from its folder alone.
+"""The one-page report of a run, made from its folder alone, and the one that compares several.
 
     RUN/metrics.jsonl          the curves and figures
     RUN/recipe.yaml            shown in full; optional
@@ -6,43 +6,38 @@
     RUN/tracking/*.json        name, state and MLflow run; optional
     RUN/report/*.json          sections that other programs left, as `save_section` writes them; optional
 
-Written: `RUN/report.html` (self-contained: the pictures are inside) and `RUN/plots/*.png`.
+Written: `RUN/report.html` (self-contained: the pictures are inside) and `RUN/plots/*.png`; for several runs
+a page that the caller names.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from pretrain.account import account
 from pretrain.console import short_number
 from pretrain.errors import UserError
-from pretrain.plots import Plots, write_plots
+from pretrain.page import Content, Section, one_run, several_runs
+from pretrain.plots import write_plots
 from pretrain.tracking import METRICS_FILE, spool
 from pretrain.tracking.destination import local_store, view_hint
 from pretrain.tracking.history import History
 
 _SECTIONS = "report"
-
-
-@dataclass(frozen=True)
-class Section:
-    """Something to show below the curves. `text` is escaped; `html`, if given, is shown instead, as it is."""
-
-    title: str
-    text: str = ""
-    html: str = ""
+_WITH, _RESET = "held-out perplexity, with memory", "held-out perplexity, memory reset"
+_GAIN, _SPEED = "history gain", "tokens/s"
+_COMPARED = {_WITH: "perplexity", _RESET: "memory reset", _GAIN: _GAIN, _SPEED: _SPEED}
+"""Figures that the table of several runs has, and what they are called there."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Report:
     """What was written, and the same in plain text for a console."""
 
     page: Path
-    plots: Plots
+    content: Content
     text: str
 
 
@@ -95,16 +90,53 @@ def write_report(
         raise UserError(
             f"no metrics ({METRICS_FILE}) here", where=str(run_dir), mend="name a run folder that has trained"
         )
-    record = spool.load(spool.run_record_path(run_dir), spool.RunRecord)
-    title = record.run_name if record is not None else run_dir.resolve().name
     shown = [*_saved_sections(run_dir), *sections]
-    plots = write_plots(history, run_dir / "plots")
+    record = spool.load(spool.run_record_path(run_dir), spool.RunRecord)
     page = run_dir / "report.html"
-    figures = {**summarize(history), **account(_last_state(run_dir))}
-    located = _places(run_dir, record, page, plots, places or {})
-    state = _state(history, record)
-    _write(page, _html(title, state, figures, located, plots, shown, _recipe(run_dir)))
-    return Report(page, plots, _text(title, state, figures, located, shown))
+    plots = write_plots(history, run_dir / "plots")
+    located = _places(run_dir, record, page, places or {})
+    if plots.page is not None:
+        located["all plots in one picture"] = str(plots.page)
+    content = Content(
+        title=record.run_name if record is not None else run_dir.resolve().name,
+        state=_state(history, record),
+        figures={**summarize(history), **account(_last_state(run_dir))},
+        plots=plots,
+        sections=shown,
+        places=located,
+        recipe=_recipe(run_dir),
+    )
+    _write(page, one_run(content))
+    return Report(page, content, _text(content))
+
+
+def write_comparison(run_dirs: Sequence[Path], page: Path, title: str = "Runs") -> list[Report]:
+    """Write the report of each run, and `page`, which compares them and holds them all.
+
+    Raises:
+        UserError: as `write_report`; or the page cannot be written.
+    """
+    reports = [write_report(run_dir) for run_dir in run_dirs]
+    facts = [_compared(report.content) for report in reports]
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        _write(page, several_runs(title, facts, [report.content for report in reports]))
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", where=str(page)) from None
+    return reports
+
+
+def _compared(content: Content) -> dict[str, str]:
+    """Cells of a run in the table that compares runs."""
+    recipe = yaml.safe_load(content.recipe) if content.recipe else {}
+    model = recipe.get("model") or {}
+    start = Path(str(recipe.get("backbone") or model.get("init") or ""))
+    return {
+        "family": str(recipe.get("family", "pretraining")),
+        "started from": start.name,
+        "state": content.state.partition(" until ")[0],
+        **{short: content.figures[name] for name, short in _COMPARED.items() if name in content.figures},
+    }
 
 
 def summarize(history: History) -> dict[str, str]:
@@ -120,15 +152,15 @@ def summarize(history: History) -> dict[str, str]:
             f"{np.mean(loss.values[:edge]):.3f} to {np.mean(loss.values[-edge:]):.3f} nats/token"
         )
     for name, label, form in (
-        ("validation/perplexity", "held-out perplexity, with memory", "{:,.2f}"),
-        ("validation/perplexity_reset", "held-out perplexity, memory reset", "{:,.2f}"),
-        ("validation/history_gain", "history gain", "{:+.2%}"),
+        ("validation/perplexity", _WITH, "{:,.2f}"),
+        ("validation/perplexity_reset", _RESET, "{:,.2f}"),
+        ("validation/history_gain", _GAIN, "{:+.2%}"),
     ):
         series = history.finite(name)
         if series is not None:
             figures[label] = form.format(series.last)
     for name, label in (
-        ("tokens_per_second", "tokens/s"),
+        ("tokens_per_second", _SPEED),
         ("mfu", "model FLOP/s utilization"),
         ("data_wait_share", "waiting for data"),
         ("padding_share", "padding"),
@@ -156,7 +188,6 @@ def _places(
     run_dir: Path,
     record: spool.RunRecord | None,
     page: Path,
-    plots: Plots,
     more: Mapping[str, str | Path],
 ) -> dict[str, str]:
     places = {"run folder": str(run_dir), "metrics": str(run_dir / METRICS_FILE)}
@@ -165,8 +196,6 @@ def _places(
         places["last checkpoint"] = str(run_dir / "checkpoints" / checkpoints[-1])
         places["checkpoints kept"] = ", ".join(checkpoints)
     places["this page"] = str(page)
-    if plots.page is not None:
-        places["all plots in one picture"] = str(plots.page)
     progress = spool.load(spool.progress_path(run_dir), spool.Progress)
     if record is not None and progress is not None and progress.run_id is not None:
         places["MLflow run"] = progress.run_id
@@ -197,97 +226,16 @@ def _saved_sections(run_dir: Path) -> list[Section]:
     return [read_section(path) for path in sorted((run_dir / _SECTIONS).glob("*.json"))]
 
 
-def _text(
-    title: str, state: str, figures: dict[str, str], places: dict[str, str], sections: Sequence[Section]
-) -> str:
-    width = max(len(name) for name in (*figures, *places))
-    lines = [f"Run {title}: {state}", ""]
-    lines += [f"  {name:<{width}}  {value}" for name, value in figures.items()]
+def _text(run: Content) -> str:
+    width = max(len(name) for name in (*run.figures, *run.places))
+    lines = [f"Run {run.title}: {run.state}", ""]
+    lines += [f"  {name:<{width}}  {value}" for name, value in run.figures.items()]
     lines += ["", "Where things are"]
-    lines += [f"  {name:<{width}}  {place}" for name, place in places.items()]
-    for section in sections:
+    lines += [f"  {name:<{width}}  {place}" for name, place in run.places.items()]
+    for section in run.sections:
         if section.text:
             lines += ["", section.title, *(f"  {line}" for line in section.text.splitlines())]
     return "\n".join(lines) + "\n"
-
-
-_PAGE = Template(
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #111827; background: #fff; max-width: 66rem;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.state { color: #6b7280; margin: .2rem 0 1.4rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; font-weight: normal; padding: .3rem .8rem .3rem 0; border-top: 1px solid #e5e7eb;
-         vertical-align: top; }
-th { color: #4b5563; white-space: nowrap; width: 1%; }
-td { overflow-wrap: anywhere; }
-.figures td { font-variant-numeric: tabular-nums; font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
-         gap: 1rem; }
-.plots img { width: 100%; }
-details { margin-top: 2rem; }
-pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: .8rem; white-space: pre-wrap;
-      overflow-wrap: anywhere; }
-@media (max-width: 40rem) { th { white-space: normal; width: 45%; } }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="state">$state</p>
-<table class="figures">$figures</table>
-$plots
-$sections
-<h2>Where things are</h2>
-<table>$places</table>
-$recipe
-</body>
-</html>
-"""
-)
-
-
-def _html(
-    title: str,
-    state: str,
-    figures: dict[str, str],
-    places: dict[str, str],
-    plots: Plots,
-    sections: Sequence[Section],
-    recipe: str,
-) -> str:
-    pictures = "\n".join(_image(name, path) for name, path in plots.panels.items())
-    return _PAGE.substitute(
-        title=escape(title),
-        state=escape(state),
-        figures=_rows(figures),
-        plots=f'<h2>Curves</h2>\n<div class="plots">\n{pictures}\n</div>' if pictures else "",
-        sections="\n".join(
-            f"<h2>{escape(section.title)}</h2>\n{section.html or f'<pre>{escape(section.text)}</pre>'}"
-            for section in sections
-        ),
-        places=_rows(places),
-        recipe=f"<details><summary>Recipe</summary><pre>{escape(recipe)}</pre></details>" if recipe else "",
-    )
-
-
-def _rows(entries: Mapping[str, str]) -> str:
-    return "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in entries.items()
-    )
-
-
-def _image(title: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
 
 
 def _write(path: Path, content: str) -> None:

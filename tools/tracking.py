@@ -11,18 +11,24 @@ Run = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 
 
 def report(
-    run: Run,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     samples: Annotated[
         Path | None,
-        typer.Option(help="JSON with `title` and `text` (or `html`), kept in the run folder and shown."),
+        typer.Option(help="JSON with `title` and `text` (or `html`), kept in the first run's folder."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="One page that compares the runs and holds them all.")
     ] = None,
 ) -> None:
-    """Draw the plots and the one-page report of a run from its folder; print the summary."""
-    from pretrain.report import read_section, save_section, write_report
+    """Draw the plots and the one-page report of each run from its folder; print the summaries."""
+    from pretrain.report import read_section, save_section, write_comparison, write_report
 
     if samples is not None:
-        save_section(run, samples.stem, read_section(samples))
-    typer.echo(write_report(run).text, nl=False)
+        save_section(runs[0], samples.stem, read_section(samples))
+    reports = write_comparison(runs, out) if out else [write_report(run) for run in runs]
+    typer.echo("\n".join(report.text for report in reports), nl=False)
+    if out:
+        typer.echo(f"\nall {len(runs)} on one page: {out}")
 
 
 def sync(

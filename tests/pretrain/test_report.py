@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.report import Section, save_section, write_report
+from pretrain.page import Section
+from pretrain.report import save_section, write_comparison, write_report
 from pretrain.tracking import Tracker
 
 NASTY = "</pre><script>alert('x')</script> & \"quotes\" <mask>"
@@ -87,8 +88,8 @@ def test_the_page_tells_figures_places_curves_and_recipe(run_dir: Path) -> None:
         assert "exported model out/tiny-hf" in content
     assert f"note: {NASTY}" in " ".join(page.text)
     assert "script" not in page.tags
-    assert len(page.references) == page.tags.count("img") == len(report.plots.panels) == 5
-    for reference, path in zip(page.references, report.plots.panels.values(), strict=True):
+    assert len(page.references) == page.tags.count("img") == len(report.content.plots.panels) == 5
+    for reference, path in zip(page.references, report.content.plots.panels.values(), strict=True):
         kind, data = reference.split(",", 1)
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data) == path.read_bytes()
@@ -139,3 +140,24 @@ def test_a_file_that_is_no_section_is_named(run_dir: Path, content: str) -> None
         write_report(run_dir)
     assert not (run_dir / "report.html").exists()
     assert not (run_dir / "plots").exists()
+
+
+def test_one_page_compares_several_runs_and_holds_them_all(run_dir: Path, tmp_path: Path) -> None:
+    child = tmp_path / "runs" / "child"
+    child.mkdir()
+    (child / "metrics.jsonl").write_text(
+        '{"step": 3, "time": 1.0, "kind": "validation", "validation/perplexity": 7.5}\n'
+    )
+    (child / "recipe.yaml").write_text(f"family: fusion\nbackbone: {run_dir}\n")
+    page = tmp_path / "made" / "all.html"
+    reports = write_comparison([run_dir, child], page, "Ours & theirs")
+    shown = Page(page.read_text(encoding="utf-8"))
+    text = " ".join(" ".join(shown.text).split())
+    assert text.count("Ours & theirs") == 2, "as the title and as the heading"
+    assert re.search(r"tiny pretraining step 100, finished, [\d:]+ 20\.00 21\.00 \+5\.00% 51\.0k", text)
+    assert "child fusion tiny step 3, not ended" in text
+    assert f"note: {NASTY}" in " ".join(shown.text)
+    assert {"#run-0", "#run-1"} <= set(shown.references)
+    assert [report.page for report in reports] == [run_dir / "report.html", child / "report.html"]
+    with pytest.raises(UserError, match="cannot be written"):
+        write_comparison([run_dir], run_dir / "recipe.yaml" / "all.html")
