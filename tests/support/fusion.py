@@ -32,6 +32,7 @@ GPT2: dict[str, Any] = {
 }
 MEMBART = {**tiny.MODEL, "max_position_embeddings": 96}
 SHAPES: dict[str, dict[str, Any]] = {"membart": MEMBART, "gpt2": GPT2}
+NOWHERE = Path("nowhere")
 METHODS = ("avg", "max", "min", "sw", "dw", "linear", "att")
 
 
@@ -94,8 +95,8 @@ def logits(which: Family, model: FusionModel, one: TurnBatch) -> Tensor:
 
 def fitted(which: Family, model: FusionModel, source: str) -> Fitted:
     """As `finetune.fitted.load` would give the model, for dialogues at `source`."""
-    content = made.recipe("fusion", source, Path("nowhere"), data__memory=which.data.memory)
+    content = made.recipe("fusion", source, NOWHERE, data__memory=which.data.memory)
     wanted = recipes.parse(
         {**content, "data": {**content["data"], "targets": "both"}}, "test", FineTuneRecipe
     )
-    return Fitted(wanted, which, model, which.text.tokenizer, Path("nowhere"), None)
+    return Fitted(wanted, which, model, which.text.tokenizer, NOWHERE, None)
