@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MISSING = "needs Chromium: apt-get install chromium chromium-driver"
+import pytest
 
-
-def is_here() -> bool:
-    """Whether Chromium and its driver are installed."""
-    return all(shutil.which(name) for name in ("chromium", "chromedriver"))
+needed = pytest.mark.skipif(
+    not all(shutil.which(name) for name in ("chromium", "chromedriver")),
+    reason="needs Chromium: apt-get install chromium chromium-driver",
+)
+"""Marks tests that need it."""
 
 
 @contextmanager
@@ -41,6 +42,12 @@ def chromium(profile: Path) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+def resize(driver: Any, width: int) -> None:
+    """Show pages as on a screen so wide; a narrow one is a telephone's."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def complaints(driver: Any) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,21 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
 ) -> None:
     """Talk with a fine-tuned model on a local web page that shows what its memory holds."""
+    with open_door(model, overrides, port, host, allow_remote, device) as (server, door):
+        print("Ctrl-C ends", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
+
+
+@contextmanager
+def open_door(
+    model: Path, overrides: list[str] | None, port: int, host: str, allow_remote: bool, device: str
+) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
+    """A server with its model, and the socket that it is to answer at; says where that is.
+
+    Raises:
+        UserError: an address for others without `allow_remote`, a taken port, no such model or device.
+    """
     from tools.finetuning import load_fitted
     from tools.serve.app import LOCAL, make_app
 
@@ -40,17 +57,15 @@ def serve(
             mend="an SSH tunnel to 127.0.0.1, or --allow-remote if that is wanted",
         )
     with listen(host, port) as door:
-        app = make_app(load_fitted(model, overrides, device), names(host))
+        server = make_server(make_app(load_fitted(model, overrides, device), names(host)))
         number = door.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        if host not in LOCAL:
-            print(f"warning: whoever reaches {shown}:{number} can use this server", file=sys.stderr)
-        print(f"http://{shown}:{number}/  (Ctrl-C ends)")
+        print(f"http://{shown}:{number}/")
         if host in LOCAL:
             print(f"from another machine: ssh -L {number}:{shown}:{number} {socket.gethostname()}")
-        sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
-            make_server(app).run(sockets=[door])
+        else:
+            print(f"warning: whoever reaches {shown}:{number} can use this server", file=sys.stderr)
+        yield server, door
 
 
 def names(host: str) -> tuple[str, ...]:

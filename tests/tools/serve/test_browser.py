@@ -1,48 +1,35 @@
-"""`membart serve` on an exported folder, in a real browser, until Ctrl-C."""
+"""`membart serve` on an exported folder, in a real browser."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import io
+import threading
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
 
 from tests.support import browser as support
 from tests.support.fitted import export, fitted
+from tools.serve.cli import open_door
 
+pytestmark = support.needed
 SLOTS = 4
 FIRST, SECOND = "hello, i am <b>anna</b>.", "what is my name?"
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[str]:
-    """Where a server answers that was started as a user starts it; it ends well on Ctrl-C."""
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a server answers for an exported folder, as `membart serve` sets it up."""
     folder = export(fitted(), tmp_path_factory.mktemp("model"))
-    root = Path(__file__).parent.parent.parent.parent
-    with subprocess.Popen(
-        [sys.executable, "-m", "tools.cli", "serve", str(folder), "--port", "0", "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("http://127.0.0.1:"), process.communicate(timeout=60)
-            yield line.split()[0]
-            process.send_signal(signal.SIGINT)
-            _, complaints = process.communicate(timeout=60)
-            assert process.returncode == 0
-            assert "Traceback" not in complaints
-            assert "warning" not in complaints.lower()
-        finally:
-            process.kill()
+    said = io.StringIO()
+    with redirect_stdout(said), open_door(folder, None, 0, "127.0.0.1", False, "cpu") as (server, door):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+        thread.start()
+        yield said.getvalue().splitlines()[0]
+        server.should_exit = True
+        thread.join()
 
 
 class Page:
@@ -146,10 +133,7 @@ def test_the_conversation_outlives_a_reload_and_ends_with_reset(page: Page) -> N
 
 def test_the_page_fits_a_telephone(page: Page) -> None:
     page.say(FIRST)
-    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    widest = page.driver.execute_script("return document.documentElement.scrollWidth")
+    support.resize(page.driver, 400)
     left = [page.one(name).rect["x"] for name in ("#talk", "#memory")]
-    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert widest == 400
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") == 400
     assert left[0] == left[1], "the memory stands below the conversation"

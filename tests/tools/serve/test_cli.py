@@ -12,7 +12,7 @@ from tools.serve import cli
 
 def test_no_other_machine_is_let_in_unasked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--host 0\.0\.0\.0: others could talk .* --allow-remote"):
-        cli.serve(tmp_path, host="0.0.0.0")
+        cli.serve(tmp_path, host="0.0.0.0", port=0)
     with pytest.raises(UserError, match="no committed checkpoint here"):
         cli.serve(tmp_path, host="0.0.0.0", allow_remote=True, port=0)
 
