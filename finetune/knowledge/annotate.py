@@ -16,7 +16,7 @@ import torch
 from finetune.dialogue.dialogue import Dialogue
 from finetune.dialogue.load import load
 from finetune.dialogue.wow_ki import CONTINUES, pieces_to_text
-from finetune.knowledge import artifact
+from finetune.knowledge import artifact, speech
 from finetune.knowledge.annotations import (
     DTYPES,
     Annotations,
@@ -104,6 +104,8 @@ def annotate(
         parts = folder / PARTS
         parts.mkdir(exist_ok=True)
         index.retriever.to(device)
+        if options.pos:
+            speech.tagger()  # the workers share it
         work = partial(_annotate_part, Retrieval(index, options, stop), found, parts)
         count = -(-len(found.names) // PART_UTTERANCES)
         missing = [part for part in range(count) if not (parts / f"{part}.npz").is_file()]
@@ -183,10 +185,9 @@ def released_spans(pieces: Sequence[str], vokens: Sequence[int]) -> Spans:
     """Spans of word pieces in the text that `wow_ki.pieces_to_text` makes of them; items as published."""
     rows, end = [], 0
     for number, (piece, voken) in enumerate(zip(pieces, vokens, strict=True)):
-        continues = piece.startswith(CONTINUES) and piece != CONTINUES
-        start = end + (number > 0 and not continues)
-        end = start + len(piece.removeprefix(CONTINUES) if continues else piece)
-        if voken > 0:
+        start = end + (number > 0 and not piece.startswith(CONTINUES))
+        end = start + len(piece.removeprefix(CONTINUES))
+        if voken > 0 and end > start:
             rows.append((start, end, voken, False, 0.0))
     if end != len(pieces_to_text(pieces)):
         raise ValueError(f"pieces do not make up their text: {pieces}")

@@ -152,13 +152,8 @@ def build(
         _encode(base, retriever, folder / PARTS, workers, device or torch.device("cpu"), told)
         keys = _join(base, retriever, folder)
         began = time.perf_counter()
-        index = _made(faiss, factory, keys.shape[1])
-        _train(faiss, index, keys)
-        for at in range(0, len(keys), _BLOCK):
-            index.add(np.ascontiguousarray(keys[at : at + _BLOCK]))
-        faiss.write_index(index, str(folder / INDEX))
+        index = indexed(keys, folder / INDEX, factory, options.probes)
         seconds = time.perf_counter() - began
-        index = _read(folder / INDEX, options.probes)
         recall, rate = measured(index, keys, _asked(base, retriever))
         facts = {
             "knowledge_base": base.hash,
@@ -183,6 +178,21 @@ def build(
         shutil.rmtree(folder / PARTS)
         artifact.seal(folder, KIND, facts, about)
     return KnowledgeIndex(out, artifact.look(out, KIND), base, retriever)
+
+
+def indexed(keys: np.ndarray, file: Path, factory: str, probes: int) -> Any:
+    """Write the FAISS index of unit rows `[N, j]` to a file; the index, memory-mapped.
+
+    Raises:
+        UserError: no such factory string, or fewer keys than cells.
+    """
+    faiss = needed("faiss")
+    index = _made(faiss, factory, keys.shape[1])
+    _train(faiss, index, keys)
+    for at in range(0, len(keys), _BLOCK):
+        index.add(np.ascontiguousarray(keys[at : at + _BLOCK]))
+    faiss.write_index(index, str(file))
+    return _read(file, probes)
 
 
 def nearest(keys: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,9 @@ what was loaded before they were forked (models, memory-mapped indexes).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,6 +35,7 @@ def in_order(
         begin()
         yield from map(work, tasks)
         return
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user said how many
     loader: DataLoader[Any] = DataLoader(
         _Tasks(work),
         sampler=list(tasks),
@@ -44,8 +47,8 @@ def in_order(
     )
     try:
         for result in loader:
-            if isinstance(result, UserError):
-                raise result
+            if isinstance(result, _Refused):
+                raise UserError(result.what, where=result.where, mend=result.mend)
             yield result
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -56,15 +59,24 @@ def in_order(
         ) from None
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """A `UserError` on its way to the parent."""
+
+    what: str
+    where: str
+    mend: str
+
+
 class _Tasks(Dataset[Any], Generic[Result]):
     def __init__(self, work: Callable[[int], Result]) -> None:
         self.work = work
 
-    def __getitem__(self, task: int) -> Result | UserError:
+    def __getitem__(self, task: int) -> Result | _Refused:
         try:
             return self.work(task)
         except UserError as error:
-            return error
+            return _Refused(error.what, error.where, error.mend)
 
 
 class _Begin:

@@ -1,4 +1,4 @@
-"""Which item a word of an utterance gets (section 4.3): stop words none, titles their own, else the nearest."""
+"""Which item a word of an utterance gets (section 4.3): stop words none, titles theirs, else the nearest."""
 
 from __future__ import annotations
 

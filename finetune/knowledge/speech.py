@@ -26,12 +26,13 @@ def nouns(text: str, found: Sequence[Word]) -> list[bool]:
         end = word.end
     tokens += text[end:].split()
     # Slashes part words from tags in the tagger's own format.
-    tagged = _tagger().tag(" ".join(token.replace("/", "-") or "-" for token in tokens), tokenize=False)
+    tagged = tagger().tag(" ".join(token.replace("/", "-") or "-" for token in tokens), tokenize=False)
     if len(tagged) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens, {len(tagged)} tags")
     return [tagged[place][1].startswith("NN") for place in places]
 
 
 @cache
-def _tagger() -> Any:
+def tagger() -> Any:
+    """It takes seconds to load."""
     return needed("textblob.taggers").PatternTagger()

@@ -23,6 +23,9 @@ from pretrain.errors import UserError
 HUB = "hf://"
 LAYOUT = ".tsv (title TAB sentence), .jsonl, .parquet (title, text), .xml of a dump; or hf://NAME[:config]"
 _OTHER_NAMESPACES = regex.compile(r"(?i)^\s*(file|image|category|media)\s*:")
+_LINE_BREAK = regex.compile(r"(?<!\n)\n(?!\n)")
+"""Inside a paragraph; an empty line ends it."""
+_NO_TEXT = ("ref", "table", "math", "gallery", "timeline", "score")
 _REDIRECT = regex.compile(r"(?i)^\s*#\s*redirect\b")
 _EMPTY_BRACKETS = regex.compile(r"\s*\(\s*[,;:]*\s*\)")
 _OPENING_COMMA = regex.compile(r"\(\s*[,;:]\s*")
@@ -64,10 +67,12 @@ def plain_lead(wikitext: str) -> str:
     """What stands before the first section, without markup, templates, notes and pictures."""
     lead = re.split(r"^==", wikitext[:_LEAD_CHARACTERS], maxsplit=1, flags=re.MULTILINE)[0]
     code = needed("mwparserfromhell").parse(lead, skip_style_tags=True)
-    for link in code.filter_wikilinks(matches=lambda link: _OTHER_NAMESPACES.match(str(link.title))):
+    links = code.filter_wikilinks(matches=lambda link: _OTHER_NAMESPACES.match(str(link.title)))
+    for node in [*links, *code.filter_tags(matches=lambda tag: str(tag.tag).lower() in _NO_TEXT)]:
         with contextlib.suppress(ValueError):  # it was in another one that is gone
-            code.remove(link)
+            code.remove(node)
     text = code.strip_code().replace("'''", "").replace("''", "")
+    text = _LINE_BREAK.sub(" ", text.strip())
     return _OPENING_COMMA.sub("(", _EMPTY_BRACKETS.sub("", text)).strip()
 
 

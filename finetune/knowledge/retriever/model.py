@@ -91,11 +91,11 @@ class Retriever(nn.Module):
         Raises:
             UserError, CheckpointError: nothing usable there.
         """
-        start = backbone.find(place)
-        if start.is_scratch:
+        if place == backbone.SCRATCH:
             raise UserError(
                 "a retriever starts from trained encoders", where=place, mend="--from RUN|hf:NAME"
             )
+        start = backbone.find(place)
         if start.is_membart:
             encoder: Any = start.membart().model.encoder
         elif start.config.is_encoder_decoder:
