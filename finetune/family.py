@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch
 from finetune.dialogue.dialogue import Dialogue
-from finetune.recipe import DialogueSection, GenerationSection
+from finetune.recipe import DialogueSection, FineTuneRecipe, GenerationSection
 from finetune.weights import WeightMap
 from pretrain.recipe import Section
 
@@ -118,6 +118,18 @@ class Completing(Protocol):
             lanes: `[A]` lane of each row.
             keys: per row what its randomness is drawn from: the same on any number of ranks, another in each
                 epoch.
+        """
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A family that looks at the whole recipe of a training; others do without this method."""
+
+    def check(self, recipe: FineTuneRecipe, world_size: int) -> None:
+        """Called once before a training.
+
+        Raises:
+            UserError: something outside the family's own settings would undo them in silence.
         """
 
 

@@ -19,7 +19,7 @@ from finetune.batch import Example, TurnBatch, collate
 from finetune.dialogue.dialogue import Dialogue
 from finetune.dialogue.load import load
 from finetune.families import family_class
-from finetune.family import Family
+from finetune.family import Checking, Family
 from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream, Unit
 from pretrain import checkpoint, engine, preflight, replay
@@ -56,6 +56,8 @@ class FineTuning:
         self._resume = preflight.check_run_folder(recipe)
         self.tokenizer, self._backbone = _start(recipe, self._resume)
         self.family = make_family(recipe, self.tokenizer)
+        if isinstance(self.family, Checking):
+            self.family.check(recipe, world_size)
         self.train = read(recipe, self.family, "train")
         self.validation = read(recipe, self.family, "valid")
         self.recipe = _with_steps(recipe, self.train)

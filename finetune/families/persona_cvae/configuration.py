@@ -15,6 +15,8 @@ Podi = Literal["per_dim", "mean_dim", "sum_dim", "off"]
 Pairs = Literal["all", "roll"]
 Reduction = Literal["mean_dims", "sum_dims"]
 Source = Literal["profile", "response"]
+FaderForm = Literal["level", "direction"]
+Bow = Literal["zhao", "authors", "off"]
 
 _CHOICES = {
     "fader": Fader,
@@ -24,6 +26,8 @@ _CHOICES = {
     "podi_pairs": Pairs,
     "kl_reduction": Reduction,
     "posterior_input": Source,
+    "fader_form": FaderForm,
+    "bow": Bow,
 }
 FADER_LEVELS = 10
 """Most keywords of a profile."""
@@ -62,6 +66,9 @@ class PersonaConfig(PreTrainedConfig):
 
     fader: str = "hidden"
     """Prior level: the hidden state (paper), one `scalar` in [0, 1] for all dimensions, or no fader."""
+    fader_form: str = "level"
+    """What the decoder is given: the vector Zα as the paper has it, or its level as a direction, which a norm
+    before a layer cannot take away."""
     fader_kl: str = "gaussian"
     fader_sigma: float = 0.25
     fader_similarity: str = "authors"
@@ -71,8 +78,10 @@ class PersonaConfig(PreTrainedConfig):
     podi: str = "per_dim"
     podi_lambda: float = 0.15
     podi_pairs: str = "all"
-    bow_width: int = 0
-    """Hidden units of the bag-of-words head; 0: none."""
+    bow: str = "off"
+    """Bag-of-words head: that of Zhao et al. (2017), or the released code's commented one."""
+    bow_width: int = 400
+    """Hidden units of Zhao's."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

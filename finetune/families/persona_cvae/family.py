@@ -29,7 +29,9 @@ from finetune.dialogue.dialogue import Dialogue
 from finetune.drawing import drawing, normal, row_keys
 from finetune.families.persona_cvae import objectives, watch
 from finetune.families.persona_cvae.configuration import (
+    Bow,
     Fader,
+    FaderForm,
     FaderKl,
     Pairs,
     PersonaConfig,
@@ -43,7 +45,7 @@ from finetune.families.persona_cvae.layout import PersonaLayout, first_turn, sel
 from finetune.families.persona_cvae.modeling import PersonaCvae, loss_parts
 from finetune.family import Replies
 from finetune.prediction import about
-from finetune.recipe import DialogueSection, GenerationSection
+from finetune.recipe import DialogueSection, FineTuneRecipe, GenerationSection
 from finetune.weights import FRESH, WeightMap, from_membart, load_mapped, named_tensors
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
@@ -83,6 +85,7 @@ class PersonaSettings(Section):
     detach_zp_in_prior: bool = False
 
     fader: Fader = "hidden"
+    fader_form: FaderForm = "level"
     fader_kl: FaderKl = "gaussian"
     fader_sigma: float = Field(default=0.25, gt=0)
     fader_similarity: Similarity = "authors"
@@ -105,6 +108,8 @@ class PersonaSettings(Section):
     """Updates of the aggressive phase."""
     at_inner: int = Field(default=20, gt=0)
     """Updates of the recognition network alone before one of all the rest."""
+    bow: Literal["zhao", "authors"] = "zhao"
+    """The head of `remedy: bow`."""
     bow_width: int = Field(default=400, gt=0)
 
     min_utterances: int = Field(default=4, gt=1)
@@ -116,8 +121,8 @@ class PersonaSettings(Section):
 
 _CONFIG_FIELDS = (
     *("latents", "posterior_input", "inference_layers", "inference_heads", "inference_dropout"),
-    *("inject_weight", "kl_reduction", "detach_zp_in_prior", "fader", "fader_kl", "fader_sigma"),
-    *("fader_similarity", "podi", "podi_lambda", "podi_pairs"),
+    *("inject_weight", "kl_reduction", "detach_zp_in_prior", "fader", "fader_form", "fader_kl"),
+    *("fader_sigma", "fader_similarity", "podi", "podi_lambda", "podi_pairs", "bow_width"),
 )
 
 
@@ -174,7 +179,7 @@ class Family:
             latent_scale=1.0 if gpt2 or settings.latent_scale == "one" else _embedding_rms(source),
             inject_after=points,
             fader_threshold=objectives.random_cosine(table) if threshold == "auto" else threshold,
-            bow_width=settings.bow_width if settings.remedy == "bow" else 0,
+            bow=_bow(settings),
             bos_token_id=self.text.bos,
             eos_token_id=self.text.eos,
             pad_token_id=self.text.pad,
@@ -282,6 +287,25 @@ class Family:
                 mend="lower data.context_tokens or data.target_tokens",
             )
 
+    def check(self, recipe: FineTuneRecipe, world_size: int) -> None:
+        """See `finetune.family.Checking`: aggressive training needs a group of parameters of its own, and
+        Po-di needs company."""
+        settings = self.settings
+        if settings.remedy == "at" and "posterior" not in recipe.optimizer.rates:
+            raise UserError(
+                "remedy 'at' moves the recognition network alone, which is in no group of its own",
+                where="family persona_cvae",
+                mend="optimizer.rates.posterior=1.0",
+            )
+        rows = recipe.agents // world_size // recipe.replay.agent_chunks
+        if settings.latents and settings.podi != "off" and settings.podi_weight and rows < 2:
+            raise UserError(
+                f"Po-di tells the dialogues of a chunk apart, and {recipe.agents} agents on {world_size} "
+                f"ranks in {recipe.replay.agent_chunks} chunks leave one in each",
+                where="family persona_cvae",
+                mend="more data.agents_per_lane, fewer replay.agent_chunks, or model.podi=off",
+            )
+
     def prepare(self, model: PersonaCvae) -> None:
         """Freeze what the recipe says, and memory that nothing uses."""
         body = model.body.lm
@@ -343,7 +367,7 @@ class Family:
         """Tokens for the cross-entropies, live examples for the rest (tokens with `elbo_exact`)."""
         tokens = (batch.labels != IGNORED).sum(dim=1)
         examples = (tokens > 0).to(tokens.dtype)
-        by_part = {"nll": tokens, "bow": tokens}
+        by_part = {"nll": tokens, "bow": tokens if self.settings.bow == "zhao" else examples}
         if self.settings.elbo_exact:
             by_part |= {"kl_z": tokens, "kl_a": tokens}
         found = torch.stack([by_part.get(name, examples) for name in self.parts])
@@ -461,6 +485,10 @@ class Family:
 
     def summary(self, gathered: Mapping[str, Tensor]) -> Mapping[str, float]:
         return watch.summarize(gathered)
+
+
+def _bow(settings: PersonaSettings) -> Bow:
+    return settings.bow if settings.remedy == "bow" else "off"
 
 
 def _embedding_rms(source: MemBartForConditionalGeneration) -> float:

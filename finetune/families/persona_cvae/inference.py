@@ -99,7 +99,7 @@ class Inference(nn.Module):
         return row if self.layernorm_embedding is None else self.layernorm_embedding(row)
 
     def forward(self, slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Slots `[A, n, D]` and entered tokens `[A, L, D]` with mask `[A, L]` -> states of the slots."""
+        """Slots `[A, n, D]` and entered tokens `[A, L, D]` with mask `[A, L]` -> their states, in order."""
         number = slots.shape[1]
         states = torch.cat([slots.to(tokens.dtype), tokens], dim=1)
         states = nn.functional.dropout(states, self.rate, self.training)
@@ -110,7 +110,7 @@ class Inference(nn.Module):
         hidden = hidden.expand(-1, 1, seen.shape[1], -1)
         for layer in self.layers:
             states = layer(states, hidden)
-        return states[:, :number]
+        return states
 
     def head(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """`[A, D]` -> mean and log variance, `[A, D]` float32."""

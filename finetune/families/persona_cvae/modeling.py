@@ -53,9 +53,12 @@ class PersonaCvae(PreTrainedModel):
                 self.fader = Fader(config)
             if config.fader == "scalar":
                 self.fader_head = FreshLinear(config.width, 1)
-            if config.bow_width:
-                self.bow_hidden = FreshLinear(config.latent_rows * config.width, config.bow_width)
+            wide = config.latent_rows * config.width
+            if config.bow == "zhao":
+                self.bow_hidden = FreshLinear(wide, config.bow_width)
                 self.bow_words = FreshLinear(config.bow_width, config.body_vocabulary)
+            elif config.bow == "authors":
+                self.bow_words = FreshLinear(wide + config.width, config.body_vocabulary)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -140,6 +143,8 @@ class PersonaCvae(PreTrainedModel):
 
     def latents(self, zp: Tensor, za: Tensor | None) -> Tensor:
         """Zp and Zα as the decoder's first positions, `[A, n, D]`."""
+        if za is not None and self.config.fader_form == "direction":
+            za = objectives.as_direction(za)
         return zp[:, None] if za is None else torch.stack([zp, za], dim=1)
 
     def prior_latents(
@@ -186,7 +191,8 @@ class PersonaCvae(PreTrainedModel):
             nll = self.token_losses(read, batch, None)
             return nll if per_row else nll.sum()
         live = (batch.labels != IGNORED).any(dim=1)
-        q, p = self.recognize(batch), self.foresee(batch)
+        before = self._prior_states(batch, None)
+        q, p = self.recognize(batch), Gaussian(*self.prior.head(before[:, 0]))
         zp, za = q.sample(), None
         each = objectives.gaussian_kl(q.mean, q.logvar, p.mean, p.logvar)
         parts = {"kl_z": objectives.reduce(each, config.kl_reduction)}
@@ -204,15 +210,25 @@ class PersonaCvae(PreTrainedModel):
                 config.podi_pairs,
             )
         latents = self.latents(zp, za)
-        if config.bow_width:
-            parts["bow"] = self.bag_of_words(latents, batch)
+        if config.bow != "off":
+            parts["bow"] = self.bag_of_words(latents, before, batch)
         found = {"nll": self.token_losses(read, batch, latents)}
         found |= {name: torch.where(live, part, part * 0) for name, part in parts.items()}
         stacked = torch.stack(list(found.values()))
         return stacked if per_row else stacked.sum(dim=1)
 
-    def bag_of_words(self, latents: Tensor, batch: TurnBatch) -> Tensor:
-        """Zhao et al. (2017): every word of the reply from the latents alone, summed, `[A]`."""
+    def bag_of_words(self, latents: Tensor, before: Tensor, batch: TurnBatch) -> Tensor:
+        """Words of the reply without their order, `[A]`.
+
+        Zhao et al. (2017): every word from the latents alone, summed. The released code's commented form:
+        the set of words from the latents and the mean state of the prior network.
+        """
+        if self.config.bow == "authors":
+            slots = self.config.latent_rows
+            there = nn.functional.pad(batch.attention_mask, (slots, 0), value=1)[..., None]
+            mean = (before * there).sum(dim=1) / there.sum(dim=1)
+            known = torch.cat([latents.flatten(1), objectives.wide(mean)], dim=1)
+            return objectives.word_set(self.bow_words(known), batch.labels, IGNORED)
         logits = self.bow_words(torch.tanh(self.bow_hidden(latents.flatten(1))))
         rows = (batch.labels != IGNORED).nonzero()[:, 0]
         return self._summed(logits[rows], batch.labels)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LOG_VARIANCE_LIMIT = 8.0
+WORD_WEIGHT = 3350.0
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -111,6 +112,37 @@ def similarity(
         return mean
     top = best.amax(dim=-1)
     return torch.where(top >= threshold, top, mean)
+
+
+def as_direction(level: Tensor) -> Tensor:
+    """Zα `[A, D]` as a direction: its mean a turns it from one pattern of signs (a = 0) to another (a = 1).
+
+    A norm that stands before a layer takes away a constant over dimensions, and with it the level of the
+    paper's Zα; both patterns have mean 0, so it leaves the angle between them.
+    """
+    place = torch.arange(level.shape[-1], device=level.device)
+    full, none = ((1 - 2.0 * (place // width % 2)).to(level.dtype) for width in (1, 2))
+    share = level.mean(dim=-1, keepdim=True)
+    return share * full + (1 - share) * none
+
+
+def word_set(logits: Tensor, labels: Tensor, ignored: int) -> Tensor:
+    """Binary cross-entropy of which words a reply has, mean over the vocabulary, `[A]`.
+
+    A word that is there counts `WORD_WEIGHT` times, as in the released code.
+
+    Args:
+        logits: `[A, V]`.
+        labels: `[A, R]`, or `ignored`.
+    """
+    logits = wide(logits)
+    there = torch.zeros_like(logits).scatter_add_(
+        1, labels.masked_fill(labels == ignored, 0), (labels != ignored).to(logits.dtype)
+    )
+    weight = logits.new_tensor(WORD_WEIGHT)
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, there.clamp(max=1), reduction="none", pos_weight=weight
+    ).mean(dim=1)
 
 
 def random_cosine(table: Tensor, pairs: int = 4000, share: float = 0.95) -> float:

@@ -36,9 +36,11 @@ def gather(model: PersonaCvae, batch: TurnBatch, memory: Tensor) -> Mapping[str,
     posterior = model.token_losses(read, batch, model.latents(zp, za))
     prior, levels = [], []
     for draw in range(DRAWS):
-        latents = model.prior_latents(batch, noise[:, draw])
-        prior.append(model.token_losses(read, batch, latents))
-        levels.append(objectives.wide(latents[:, -1]).mean(dim=-1))
+        guess, level = p.sample(noise[:, draw]), None
+        if za is not None:
+            level = model.level(batch, guess)
+            levels.append(level.mean(dim=-1))
+        prior.append(model.token_losses(read, batch, model.latents(guess, level)))
     if za is not None:
         found["level"] = torch.stack(levels, dim=1).mean(dim=1)
     kl = objectives.gaussian_kl(q.mean, q.logvar, p.mean, p.logvar)

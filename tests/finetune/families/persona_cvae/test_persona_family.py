@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from finetune.backbone import Backbone
+from finetune.batch import collate
 from finetune.dialogue.dialogue import Dialogue, Turn
 from finetune.families.persona_cvae import Family
 from finetune.families.persona_cvae.layout import first_turn, profile_key, self_centred
-from finetune.recipe import GenerationSection
+from finetune.recipe import FineTuneRecipe, GenerationSection
 from pretrain import replay
 from pretrain.errors import UserError
+from tests.support import dialogues as made
 from tests.support import persona
 
 TALK = Dialogue(
@@ -104,6 +106,41 @@ def test_aggressive_training_moves_the_recognition_network_alone() -> None:
     assert which.rates(12) == {}
 
 
+def test_a_recipe_that_undoes_a_remedy_in_silence_is_refused() -> None:
+    def recipe(**changes: Any) -> FineTuneRecipe:
+        content = made.recipe("persona_cvae", "jsonl:none", Path("runs"), **changes)
+        return FineTuneRecipe.model_validate(content)
+
+    with pytest.raises(UserError, match="no group of its own"):
+        persona.family(remedy="at").check(recipe(), 1)
+    persona.family(remedy="at").check(recipe(optimizer__rates={"posterior": 1.0}), 1)
+    alone = {"data__lanes": 2, "data__agents_per_lane": 2, "replay__agent_chunks": 2}
+    with pytest.raises(UserError, match="leave one in each"):
+        persona.family().check(recipe(**alone), 2)
+    persona.family().check(recipe(**alone), 1)
+    persona.family(podi="off").check(recipe(**alone), 2)
+
+
+def test_the_level_of_a_reply_is_one_for_a_word_of_the_profile_and_has_no_gradient() -> None:
+    which, model = persona.built(fader_threshold=0.9)
+
+    def level(profile: str, reply: str) -> float:
+        talk = Dialogue("d", (*TALK.turns[:3], Turn(1, reply)), ((profile,), ("i sing .",)))
+        batch = collate([which.example(talk, 3)], [1], which.pads, which.numbers)
+        found = model.alpha(batch)
+        assert not found.requires_grad
+        assert torch.equal(found, model.alpha(batch))
+        assert 0 <= float(found) <= 1
+        return float(found)
+
+    assert level("i like tea .", "tea is what i drink") == pytest.approx(1)
+    assert level("tea .", "coffee with tea") == pytest.approx(1)  # first in its line: still with a space
+    assert level("i am what it is .", "i am") == 0  # stop words alone
+    tea, band, both = (level(one, "coffee") for one in ("tea .", "band .", "tea band ."))
+    assert max(tea, band) < 0.9
+    assert both == pytest.approx((tea + band) / 2, abs=1e-5)
+
+
 def test_switches_change_the_parts() -> None:
     assert persona.family(latents=False).parts == ("nll",)
     assert persona.family(fader="off", podi="off", remedy="bow").parts == ("nll", "kl_z", "bow")
@@ -113,6 +150,7 @@ def test_the_cvae_baseline_and_the_scalar_fader_train() -> None:
     variants: tuple[dict[str, Any], ...] = (
         {"posterior_input": "response", "fader": "off", "podi": "off", "remedy": "bow", "bow_width": 8},
         {"fader": "scalar", "inference_init": "random"},
+        {"remedy": "bow", "bow": "authors", "fader_form": "direction"},
     )
     for settings in variants:
         which, model = persona.built(**settings)

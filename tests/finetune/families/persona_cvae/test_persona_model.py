@@ -83,6 +83,16 @@ def test_a_gpt2_cannot_see_the_level_of_a_constant_fader(pairs: Pairs) -> None:
         assert torch.allclose(found[0], found[1], atol=1e-3) is not visible
 
 
+def test_a_gpt2_sees_the_level_as_a_direction() -> None:
+    which, model = persona.built("gpt2", fader_form="direction")
+    batch = persona.batch(which)
+    read, zp = model.read(batch, persona.memory(which, model, 3)), fixed(model, 3)[:, 0]
+    low, high = (
+        model.reply_states(read, batch, model.latents(zp, torch.full_like(zp, level))) for level in (0.3, 0.9)
+    )
+    assert not torch.allclose(low, high, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_and_neighbours_change_nothing(pairs: Pairs, kind: str) -> None:
     which, model = pairs[kind]
@@ -208,6 +218,38 @@ def test_injection_is_that_of_a_model_unrolled_by_hand() -> None:
     late = model.reply_states(read, short, latents)
     model.body.points, model.body.weight = frozenset((0, 1, 3, 4)), 0.0
     assert torch.allclose(model.reply_states(read, short, latents), late, atol=1e-6)
+
+
+def test_latents_on_a_membart_have_no_position_and_bypass_the_norm() -> None:
+    which, model = persona.built()
+    batch = persona.batch(which, rows=1)
+    latents = fixed(model, 1)
+    lm = model.body.lm
+    decoder = lm.model.decoder
+    reply = batch.labels[:, :3]
+    ids = torch.cat([torch.tensor([[2, 0]]), reply], dim=1)
+    positions = decoder.embed_positions.weight[2 : 2 + ids.shape[1]]
+    states = decoder.layernorm_embedding(decoder.embed_tokens(ids) + positions)
+    states = torch.cat([model.config.latent_scale * latents, states], dim=1)
+    read = model.read(batch, persona.memory(which, model, 1))
+    cross = ((1 - read.attention_mask.float()) * -1e30)[:, None, None].expand(-1, 1, states.shape[1], -1)
+    later = torch.ones(states.shape[1], states.shape[1]).triu(1) * -1e30
+    for number, layer in enumerate(decoder.layers):
+        states = layer(states, later[None, None], read.last_hidden_state, cross)
+        if number in model.config.inject_after:
+            mixed = 0.5 * states[:, :2] + 0.5 * model.config.latent_scale * latents
+            states = torch.cat([mixed, states[:, 2:]], dim=1)
+    short = changed(batch, labels=batch.labels[:, :4])
+    assert torch.allclose(model.reply_states(read, short, latents), states[:, 3:], atol=1e-4)
+
+
+def test_injection_touches_the_latents_positions_alone() -> None:
+    _, model = persona.built("gpt2")
+    states, latents = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)), fixed(model, 2)
+    mixed = model.body.inject(states, latents, 0)
+    assert torch.equal(mixed[:, 2:], states[:, 2:])
+    assert torch.allclose(mixed[:, :2], (states[:, :2] + latents) / 2)
+    assert torch.equal(model.body.inject(states, latents, 2), states)
 
 
 def test_without_latents_a_gpt2_is_itself(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_samples_have_the_mean_and_variance_and_pass_gradients() -> None:
     drawn = o.sample(mean, logvar, torch.randn(20_000, 1))
     assert float(drawn.detach().mean()) == pytest.approx(2, abs=0.02)
     assert float(drawn.detach().var()) == pytest.approx(float(torch.tensor(-1.0).exp()), rel=0.05)
+    assert torch.equal(o.sample(mean, logvar, torch.zeros(20_000, 1)), mean)
     drawn.square().sum().backward()
     assert mean.grad is not None
     assert logvar.grad is not None
@@ -167,6 +168,28 @@ def test_only_the_gaussian_divergence_teaches_the_level() -> None:
     assert level.grad is not None
     assert (level.grad[0] > 0).all()
     assert (level.grad[2] < 0).all()
+
+
+def test_a_level_as_a_direction_outlives_a_norm() -> None:
+    levels = torch.tensor([0.0, 0.3, 0.9, 1.0])[:, None].expand(4, 16)
+    found = torch.nn.functional.layer_norm(o.as_direction(levels), (16,))
+    assert torch.allclose(o.as_direction(levels).mean(dim=1), torch.zeros(4), atol=1e-6)
+    apart = torch.cdist(found, found)
+    assert (apart[0].diff() > 0.1).all()
+    plain = torch.nn.functional.layer_norm(levels, (16,))
+    assert torch.cdist(plain, plain).max() < 1e-3
+
+
+def test_the_set_of_words_is_scored_as_binary_choices() -> None:
+    logits = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[3, 3, 1, -100], [-100] * 4])
+    found = o.word_set(logits, labels, -100)
+    for row, there in enumerate(({1, 3}, set())):
+        each = [
+            -3350 * logits[row, n].sigmoid().log() if n in there else -(1 - logits[row, n].sigmoid()).log()
+            for n in range(5)
+        ]
+        assert float(found[row]) == pytest.approx(float(sum(each)) / 5, rel=1e-4)
 
 
 def test_schedules() -> None:
