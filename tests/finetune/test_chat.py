@@ -10,7 +10,7 @@ from finetune.dialogue.dialogue import Turn
 from tests.support.fitted import fitted
 
 SAID = ["hello, i am anna.", "nice to meet you.", "do you like tea?", "i like coffee.", "what is my name?"]
-CARRIES = ("membart", "dior_cvae", "persona_cvae")
+CARRIES = ("membart", "fusion", "persona_cvae", "ki", "dior_cvae")
 
 
 def chat(family: str, **changes: object) -> Chat:
@@ -23,11 +23,13 @@ def chat(family: str, **changes: object) -> Chat:
 
 def read(talk: Chat) -> str:
     """What the encoder is given, as text."""
-    ids = talk.batch().input_ids[0]
-    return str(talk.fitted.tokenizer.decode(ids[ids != talk.fitted.tokenizer.pad_token_id]))
+    tokenizer, tensors = talk.fitted.tokenizer, talk.batch().tensors
+    rows = [tensors[name][0] for name in ("input_ids", "persona_ids") if name in tensors]
+    found = "".join(tokenizer.decode(row[row != tokenizer.pad_token_id]) for row in rows)
+    return found.replace(" .", ".")  # fusion parts a persona sentence from its stop
 
 
-@pytest.mark.parametrize("family", ["membart", "dior_cvae", "persona_cvae", "baseline"])
+@pytest.mark.parametrize("family", [*CARRIES, "baseline"])
 @pytest.mark.parametrize("tokens", [12, 24, 40])
 def test_the_window_is_what_the_family_reads(family: str, tokens: int) -> None:
     talk = chat(family, data__context_tokens=tokens)

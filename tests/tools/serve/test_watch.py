@@ -91,7 +91,7 @@ def test_membart_shows_what_output_attentions_records(how: dict[str, Any]) -> No
     assert seen.notes == ()
 
 
-@pytest.mark.parametrize("family", ["membart", "dior_cvae", "persona_cvae"])
+@pytest.mark.parametrize("family", ["membart", "fusion", "persona_cvae", "ki", "dior_cvae"])
 def test_watching_changes_no_reply_and_leaves_nothing_behind(family: str) -> None:
     plain, chat = talk(family), talk(family)
     model: nn.Module = chat.fitted.model
@@ -109,8 +109,13 @@ def test_watching_changes_no_reply_and_leaves_nothing_behind(family: str) -> Non
     )
     assert seen.gate is not None
     assert seen.reading is not None
-    assert seen.writing is not None
-    for found in (seen.reading, seen.writing):
+    if family == "fusion":  # its attentions are its own
+        assert seen.writing is None
+        assert "What the decoder looks at is not shown" in seen.notes[0]
+    else:
+        assert seen.writing is not None
+        assert seen.notes == ()
+    for found in filter(None, (seen.reading, seen.writing)):
         assert found.layers.shape == (len(found.layers), SLOTS)
         assert bool((found.layers > 0).all())
         assert bool((found.layers.sum(dim=1) < 1).all())
