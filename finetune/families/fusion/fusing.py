@@ -76,14 +76,17 @@ class Weighted(nn.Module):
         weight = weight * there
         if self.norm == "code":
             return weight / there.sum(dim=1, keepdim=True).clamp(min=1)
-        total = weight.sum(dim=1, keepdim=True)
-        sign = torch.where(total < 0, -1.0, 1.0)
-        return weight / (sign * total.abs().clamp(min=SMALLEST_SUM))
+        return weight / away_from_zero(weight.sum(dim=1, keepdim=True))
 
     def forward(self, parts: Tensor, present: Tensor, before: Tensor | None = None) -> Tensor:
         factors = self.factors(present).transpose(0, 1)[:, :, None]
         found: Tensor = (factors * parts.float()).sum(dim=0).to(parts.dtype)
         return found
+
+
+def away_from_zero(total: Tensor) -> Tensor:
+    """Sums that are divided by: the same, but at least `SMALLEST_SUM` in size."""
+    return torch.where(total < 0, -1.0, 1.0) * total.abs().clamp(min=SMALLEST_SUM)
 
 
 class Linear(nn.Module):

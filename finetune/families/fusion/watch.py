@@ -2,7 +2,9 @@
 
 `source_weight_by_layer/SOURCE/LAYER` is the share of a source in a layer, as in the paper's Figure 2: of `sw`
 and `dw` the weights over their sum (of `dw` the mean over dimensions), of `linear` the norm of the source's
-block of the matrix over the sum of the norms. The other fusions have no weights.
+block of the matrix over the sum of the norms. The other fusions have no weights. Shares hide how large the
+weights are: `source_sum_by_layer/least/LAYER` is the least size of their sum over the dimensions, near which
+the paper's form has its pole, and which in the released form is three times the scale of the layer's output.
 """
 
 from __future__ import annotations
@@ -15,27 +17,31 @@ import torch
 from torch import Tensor
 
 from finetune.batch import TurnBatch
-from finetune.families.fusion.fusing import Linear, Weighted
+from finetune.families.fusion.fusing import Linear, Weighted, away_from_zero
 from finetune.families.fusion.modeling import FusionModel
 from pretrain.model.loss import IGNORED
 
-_SHARE = "source_weight_by_layer/"
+_SHARE, _SUM = "source_weight_by_layer/", "source_sum_by_layer/"
 
 
 def source_weights(model: FusionModel) -> dict[str, float]:
-    """Shares by `source_weight_by_layer/SOURCE/LAYER`, layers from 1; {} where nothing is weighed."""
+    """The figures above by name, layers from 1; {} where nothing is weighed."""
     found: dict[str, float] = {}
     for number, layer in enumerate(model.decoder.layers, 1):
-        shares = _shares(getattr(layer, "fusion", None))
+        fusion = getattr(layer, "fusion", None)
+        shares = _shares(fusion)
         for source, share in zip(model.config.fused, shares, strict=False):
             found[f"{_SHARE}{source}/{number}"] = share
+        if isinstance(fusion, Weighted) and fusion.norm != "softmax":
+            sums = fusion.weight.view(fusion.sources, -1).sum(dim=0)
+            found[f"{_SUM}least/{number}"] = float(sums.abs().min())
     return found
 
 
 def _shares(fusion: Any) -> list[float]:
     if isinstance(fusion, Weighted):
         factors = fusion.factors(torch.ones(1, fusion.sources, dtype=torch.bool, device=fusion.weight.device))
-        factors = factors[0] / factors[0].sum(dim=0, keepdim=True)
+        factors = factors[0] / away_from_zero(factors[0].sum(dim=0, keepdim=True))
         return [float(share) for share in factors.mean(dim=1)]
     if isinstance(fusion, Linear):
         blocks = fusion.mix.weight.chunk(fusion.sources, dim=1)
@@ -72,5 +78,5 @@ def summarize(gathered: Mapping[str, Tensor]) -> dict[str, float]:
         for name, values in gathered.items()
         if name.startswith("nll")
     }
-    shares = {name: values for name, values in gathered.items() if name.startswith(_SHARE)}
+    shares = {name: values for name, values in gathered.items() if name.startswith((_SHARE, _SUM))}
     return found | {name: float(values.mean()) for name, values in shares.items()}

@@ -117,6 +117,7 @@ def test_shares_are_the_weights_over_their_sum():
         pytest.approx([0.125, 0.25, 0.625])
     )
     assert found["source_weight_by_layer/persona/1"] == pytest.approx(1 / 3)
+    assert found["source_sum_by_layer/least/2"] == pytest.approx(8)
 
 
 @pytest.mark.parametrize("settings", [{"fusion": "sw"}, {"inputs": "single", "fusion": "none"}])
