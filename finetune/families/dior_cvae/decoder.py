@@ -18,7 +18,7 @@ from transformers.models.bart.modeling_bart import (
 )
 
 from finetune.families.dior_cvae.configuration import DiorConfig
-from pretrain.model.attention import compute_dtype
+from finetune.masks import hide
 from pretrain.model.layers import drop, feed_forward, finite
 
 
@@ -129,11 +129,3 @@ def causal_mask(length: int, past: int, infused: int, like: Tensor) -> Tensor | 
         return None
     later = torch.ones(length, past + length, dtype=torch.bool, device=like.device).triu(past + 1)
     return nn.functional.pad(hide(later, like), (infused, 0))[None, None]
-
-
-def hide(hidden: Tensor, like: Tensor) -> Tensor:
-    """A boolean mask as one to add to scores, of the dtype in which attention over `like` runs."""
-    kind = compute_dtype(like)
-    return torch.zeros(hidden.shape, dtype=kind, device=like.device).masked_fill(
-        hidden, torch.finfo(kind).min
-    )

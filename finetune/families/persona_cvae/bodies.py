@@ -14,8 +14,8 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, GPT2Config, G
 
 from finetune.batch import TurnBatch
 from finetune.families.persona_cvae.configuration import PersonaConfig
+from finetune.masks import causal, hide
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
-from pretrain.model.attention import compute_dtype
 from pretrain.model.encoder import MemBartEncoderOutput
 
 _OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
@@ -172,7 +172,7 @@ class MemBartBody(Body):
         states = nn.functional.dropout(states, decoder.dropout, self.training)
         mask = causal(seen, states)
         assert read.attention_mask is not None
-        cross = additive(read.attention_mask != 0, states)[:, None, None]
+        cross = hide(read.attention_mask == 0, states)[:, None, None]
         cross = cross.expand(-1, 1, states.shape[1], -1)
         for number, layer in enumerate(decoder.layers):
             states = layer(
@@ -197,17 +197,3 @@ class MemBartBody(Body):
 def make_body(config: PersonaConfig) -> Gpt2Body | MemBartBody:
     """The body that a configuration names."""
     return Gpt2Body(config) if config.kind == "gpt2" else MemBartBody(config)
-
-
-def additive(seen: Tensor, like: Tensor) -> Tensor:
-    """A boolean mask as one to add to scores, of the dtype in which attention over `like` runs."""
-    kind = compute_dtype(like)
-    zeros = torch.zeros(seen.shape, dtype=kind, device=like.device)
-    return zeros.masked_fill(~seen, torch.finfo(kind).min)
-
-
-def causal(seen: Tensor, states: Tensor) -> Tensor:
-    """Keys `[A, n]` and the last T queries of them -> additive `[A, 1, T, n]`."""
-    length, keys = states.shape[1], seen.shape[1]
-    before = torch.ones(length, keys, dtype=torch.bool, device=seen.device).tril(keys - length)
-    return additive((seen != 0)[:, None, None] & before, states)
