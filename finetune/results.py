@@ -11,8 +11,9 @@ from finetune.fitted import Fitted
 from finetune.metrics import papers
 from finetune.metrics.prediction import Prediction
 from finetune.metrics.report import table as by_metric
+from pretrain.page import Section
 from pretrain.plots import write_lines
-from pretrain.report import Section, save_section
+from pretrain.report import save_section
 from pretrain.tracking import METRICS_FILE, read_records, sync
 from pretrain.tracking.metrics_file import MetricsFile
 
