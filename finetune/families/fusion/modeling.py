@@ -64,7 +64,8 @@ class FusionModel(PreTrainedModel):
         self.decoder = Stack(config, self.shape, config.contexts)
         if not config.type_tokens:
             self.types = TypeTable(TYPES, self.shape.width)
-        self.final_logits_bias = nn.Buffer(torch.zeros(1, self.shape.vocabulary))
+        if not self.is_gpt2:
+            self.final_logits_bias = nn.Buffer(torch.zeros(1, self.shape.vocabulary))
         self.lm_head = VocabularyHead(self.shape.width, self.shape.vocabulary, bias=False)
         self.post_init()
 
@@ -79,7 +80,7 @@ class FusionModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif module is self:
+        elif module is self and not self.is_gpt2:
             init.zeros_(self.final_logits_bias)
         fusing.start(module)
 
@@ -200,8 +201,12 @@ class FusionModel(PreTrainedModel):
         return states[:, width + first :]
 
     def logits(self, states: Tensor) -> Tensor:
-        found: Tensor = self.lm_head(states, bias=self.final_logits_bias[0])
+        found: Tensor = self.lm_head(states, bias=self._bias)
         return found
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return None if self.is_gpt2 else self.final_logits_bias[0]
 
     # --- the losses ---
 
@@ -216,7 +221,7 @@ class FusionModel(PreTrainedModel):
 
     def nll(self, states: Tensor, labels: Tensor, per_row: bool) -> Tensor:
         """Summed cross-entropy of labels `[A, R]`, 0-d or `[A]` float32."""
-        bias, form = self.final_logits_bias[0], self.loss_form
+        bias, form = self._bias, self.loss_form
         if not per_row:
             found: Tensor = self.lm_head(states, bias=bias, labels=labels, form=form)
             return found
