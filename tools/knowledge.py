@@ -26,7 +26,7 @@ Data = Annotated[
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew what an interrupted call left.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes, on a CPU; all cores unless given.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes on the CPU; all cores unless given.")]
 CORES = os.cpu_count() or 1
 
 
@@ -44,6 +44,7 @@ def base(
     out: Out,
     sentences: Annotated[int, typer.Option(min=1, help="Of an article; the paper takes one.")] = 1,
     min_words: Annotated[int, typer.Option(min=1, help="Shorter sentences are dropped.")] = 5,
+    workers: Workers = CORES,
 ) -> None:
     """Make a knowledge base: the first sentence of every article."""
     from finetune.knowledge.base import BaseOptions, build
@@ -53,7 +54,8 @@ def base(
             inputs,
             out,
             BaseOptions(sentences, min_words),
-            lambda read, kept: _moved(bar, read, f"{kept:,} items"),
+            workers=workers,
+            told=lambda read, kept: _moved(bar, read, f"{kept:,} items"),
         )
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in made.manifest["dropped"].items())
     typer.echo(f"{out}: {len(made):,} items of {made.manifest['articles']:,} articles")
@@ -63,16 +65,15 @@ def base(
 @app.command("train-retriever")
 def train_retriever(
     base: Annotated[Path, typer.Option(help="Folder of `membart ki base`.", show_default=False)],
+    out: Out,
     start: Annotated[
         str,
         typer.Option(
             "--from",
-            help="What both encoders start as: hf:bert-base-uncased in the paper; or a run, checkpoint or "
-            "folder of a MemBART or BART.",
-            show_default=False,
+            help="What both encoders start as: the paper's BERT, or a run, checkpoint or folder of a MemBART "
+            "or BART.",
         ),
-    ],
-    out: Out,
+    ] = "hf:bert-base-uncased",
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. batch=128 epochs=2.")
     ] = None,
@@ -88,6 +89,7 @@ def train_retriever(
     from finetune.knowledge.retriever.settings import RetrieverSettings
     from finetune.knowledge.retriever.train import Progress, train
 
+    _quiet_transformers()
     settings = RetrieverSettings.of(overrides or [])
     found = KnowledgeBase.open(base)
     with tqdm(unit=" steps", disable=not sys.stderr.isatty()) as bar:
@@ -266,6 +268,7 @@ def picture(
     from finetune.knowledge.annotations import Annotations
     from finetune.knowledge.picture import Map, distances, draw, neighbourhood, word_vectors
 
+    _quiet_transformers()
     around = neighbourhood(word, Annotations.open(annotations), load_all(data, 1.0))
     maps = [Map(Path(place).name or place, word_vectors(place, around.all)) for place in models]
     typer.echo(f"{around.word}: {around.sentence}")
@@ -292,3 +295,11 @@ def _device(name: str) -> torch.device:
     import torch
 
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _quiet_transformers() -> None:
+    """Its bars say less than what is printed here."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -13,8 +13,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import islice
+from functools import cache, cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from pyarrow import parquet
 from finetune.knowledge import artifact, titles
 from finetune.knowledge.annotations import sentence_hash
 from finetune.knowledge.packages import needed
-from finetune.knowledge.wikipedia import Article, articles
+from finetune.knowledge.parallel import streamed
+from finetune.knowledge.wikipedia import Article, articles, plain_lead
 from finetune.knowledge.words import words
 from pretrain.corpus.documents import Reject
 from pretrain.errors import UserError
@@ -40,6 +41,9 @@ _SCHEMA = pa.schema(
 )
 _AMBIGUOUS = regex.compile(r"\b(may|can|might|could)\b[^.:]{0,40}\brefer to\b\s*(:|$)", regex.IGNORECASE)
 _LIST = regex.compile(r"(lists? of|index of|outline of) ", regex.IGNORECASE)
+_REJECTED = "rejected"
+_CHUNK = 256
+"""Articles that a process reads at a time."""
 _SPLIT_CHARACTERS = 1000
 """So much of the first paragraph is looked at for each sentence that is wanted."""
 
@@ -109,6 +113,8 @@ def build(
     places: Sequence[str],
     out: Path,
     options: BaseOptions | None = None,
+    *,
+    workers: int = 1,
     told: Callable[[int, int], None] = lambda read, kept: None,
 ) -> KnowledgeBase:
     """Make a knowledge base of all articles of some files; rows follow their order.
@@ -121,11 +127,13 @@ def build(
     """
     options = options or BaseOptions()
     needed("marisa_trie")
+    _splitter()  # the workers share it
     with artifact.making(out) as folder:
         counts: Counter[str] = Counter()
         named: list[tuple[str, int]] = []
         with parquet.ParquetWriter(folder / ITEMS, _SCHEMA, compression="zstd") as writer:
-            rows = _items(places, options, counts, named, told)
+            found = streamed(partial(_chunks, places), partial(_read, options), workers)
+            rows = _items(found, counts, named, told)
             while group := list(islice(rows, ROW_GROUP)):
                 columns = list(zip(*group, strict=True))
                 writer.write_table(pa.table(columns, schema=_SCHEMA))
@@ -135,7 +143,7 @@ def build(
             "items": counts["items"],
             "articles": counts["articles"],
             "dropped": {key.removeprefix("-"): counts[key] for key in sorted(counts) if key[0] == "-"},
-            "rejected": counts["rejected"],
+            "rejected": counts[_REJECTED],
             "options": vars(options),
         }
         artifact.seal(folder, KIND, facts, {"sources": list(places)})
@@ -172,35 +180,58 @@ def _splitter() -> Any:
         return needed("pysbd").Segmenter(language="en", clean=False)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What an article gave."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    dropped: str = ""
+    """Why it gave nothing."""
+
+
+def _read(options: BaseOptions, chunk: Sequence[Article | Reject]) -> list[_Found]:
+    found = []
+    for article in chunk:
+        if isinstance(article, Reject):
+            found.append(_Found("", dropped=_REJECTED))
+            continue
+        sentences = _sentences(article, options.sentences_per_article)
+        reason = reason_to_drop(article, sentences[0] if sentences else "", options)
+        found.append(_Found(article.title, () if reason else tuple(sentences), reason))
+    return found
+
+
+def _sentences(article: Article, count: int) -> list[str]:
+    if article.redirect or article.form == "sentence":
+        return [article.text]
+    return first_sentences(plain_lead(article.text) if article.form == "wiki" else _body(article), count)
+
+
 def _items(
-    places: Sequence[str],
-    options: BaseOptions,
+    found: Iterator[list[_Found]],
     counts: Counter[str],
     named: list[tuple[str, int]],
     told: Callable[[int, int], None],
 ) -> Iterator[tuple[int, str, str, int]]:
     """Rows of the table; counts and titles are noted on the way."""
-    for place in places:
-        for article in articles(place):
+    for chunk in found:
+        for article in chunk:
             counts["articles"] += 1
-            if counts["articles"] % 1000 == 0:
-                told(counts["articles"], counts["items"])
-            if isinstance(article, Reject):
-                counts["rejected"] += 1
-                continue
-            found = (
-                [article.text]
-                if not article.split or article.redirect
-                else first_sentences(_body(article), options.sentences_per_article)
-            )
-            reason = reason_to_drop(article, found[0] if found else "", options)
-            if reason:
-                counts[f"-{reason}"] += 1
+            if article.dropped:
+                counts[article.dropped if article.dropped == _REJECTED else f"-{article.dropped}"] += 1
                 continue
             named.append((article.title, counts["items"]))
-            for sentence in found:
+            for sentence in article.sentences:
                 yield counts["items"], article.title, sentence, sentence_hash(sentence)
                 counts["items"] += 1
+        told(counts["articles"], counts["items"])
+
+
+def _chunks(places: Sequence[str]) -> Iterator[list[Article | Reject]]:
+    found = chain.from_iterable(map(articles, places))
+    while chunk := list(islice(found, _CHUNK)):
+        yield chunk
 
 
 def _body(article: Article) -> str:
@@ -212,7 +243,7 @@ def _body(article: Article) -> str:
 
 def _check(places: Sequence[str], counts: Counter[str]) -> None:
     where = ", ".join(places)
-    if counts["rejected"] > max(MAX_REJECTED * counts["articles"], 1):
+    if counts[_REJECTED] > max(MAX_REJECTED * counts["articles"], 1):
         raise UserError(
             f"{counts['rejected']} of {counts['articles']} records are malformed",
             where=where,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from pretrain.errors import UserError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -35,12 +37,34 @@ def in_order(
         begin()
         yield from map(work, tasks)
         return
+    yield from _loaded(_Tasks(work), min(workers, len(tasks)), begin, list(tasks))
+
+
+def streamed(
+    source: Callable[[], Iterator[Item]], work: Callable[[Item], Result], workers: int
+) -> Iterator[Result]:
+    """`work(item)` for each item that `source()` yields, in their order, in `workers` processes.
+
+    Every process reads the source for itself and works on every n-th item: right where reading is cheap.
+
+    Raises:
+        UserError: as `source` or `work` raises it, or a worker died.
+    """
+    if workers <= 1:
+        yield from map(work, source())
+    else:
+        yield from _loaded(_Share(source, work), workers, _nothing)
+
+
+def _loaded(
+    dataset: Dataset[Any], workers: int, begin: Callable[[], None], tasks: list[int] | None = None
+) -> Iterator[Any]:
     warnings.filterwarnings("ignore", message="This DataLoader will create")  # the user said how many
     loader: DataLoader[Any] = DataLoader(
-        _Tasks(work),
-        sampler=list(tasks),
+        dataset,
+        sampler=tasks,
         batch_size=None,
-        num_workers=min(workers, len(tasks)),
+        num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_Begin(begin),
         multiprocessing_context="fork",
@@ -77,6 +101,19 @@ class _Tasks(Dataset[Any], Generic[Result]):
             return self.work(task)
         except UserError as error:
             return _Refused(error.what, error.where, error.mend)
+
+
+class _Share(IterableDataset[Any]):
+    def __init__(self, source: Callable[[], Iterator[Any]], work: Callable[[Any], Any]) -> None:
+        self.source, self.work = source, work
+
+    def __iter__(self) -> Iterator[Any]:
+        mine = get_worker_info()
+        assert mine is not None
+        try:
+            yield from map(self.work, islice(self.source(), mine.id, None, mine.num_workers))
+        except UserError as error:
+            yield _Refused(error.what, error.where, error.mend)
 
 
 class _Begin:

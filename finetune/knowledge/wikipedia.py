@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import regex
@@ -39,9 +39,9 @@ class Article:
 
     title: str
     text: str
-    """Plain text from its beginning; only the sentence where `split` is False."""
-    split: bool = True
-    """Whether sentences have yet to be told apart."""
+    """From its beginning."""
+    form: Literal["sentence", "plain", "wiki"] = "plain"
+    """What the text is: the first sentence alone, plain text, or wiki text."""
     redirect: bool = False
 
 
@@ -97,7 +97,7 @@ def _table_row(line: Line) -> Article:
     title, tab, sentence = line.text().partition("\t")
     if not tab or not title.strip() or not sentence.strip():
         raise bad("bad_record", "not title TAB sentence")
-    return Article(title.strip(), sentence.strip(), split=False)
+    return Article(title.strip(), sentence.strip(), "sentence")
 
 
 def _json_lines(file: File) -> Iterator[Article | Reject]:
@@ -173,7 +173,7 @@ def _page(page: ElementTree.Element) -> Article | None:
         return None
     title, text = found["title"].text or "", (found["text"].text if "text" in found else "") or ""
     redirect = "redirect" in found or bool(_REDIRECT.match(text))
-    return Article(title, "" if redirect else plain_lead(text), redirect=redirect)
+    return Article(title, "" if redirect else text, "wiki", redirect)
 
 
 def _local(element: ElementTree.Element) -> str:

@@ -76,6 +76,18 @@ def test_more_sentences_are_items_of_their_own_and_the_title_means_the_first(tmp
     assert base.titles.find("owl") == 2
 
 
+def test_rows_do_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.knowledge.base._CHUNK", 3)
+    many = [(f"{title} {n}", text) for n in range(4) for title, text in ARTICLES]
+    source = json_lines(tmp_path / "wiki.jsonl", many)
+    one, three = (build([str(source)], tmp_path / f"{n}", workers=n) for n in (1, 3))
+    assert items(one) == items(three)
+    assert one.hash == three.hash
+    (tmp_path / "pages.xml").write_text(DUMP[:500], encoding="utf-8")
+    with pytest.raises(UserError, match="no whole dump"):
+        build([str(tmp_path / "pages.xml")], tmp_path / "base", workers=2)
+
+
 @pytest.mark.parametrize("layout", ["tsv", "tsv.bz2", "jsonl", "parquet"])
 def test_layouts_agree(tmp_path: Path, layout: str) -> None:
     file = tmp_path / f"wiki.{layout}"
