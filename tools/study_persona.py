@@ -257,7 +257,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -
     for number, (name, curve) in enumerate(curves.items()):
         axes.plot(*zip(*curve, strict=True), color=colormaps["tab10"](number), label=name, linewidth=1.4)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -68,25 +69,35 @@ class MemBartEncoder(MemBartPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        prefix: Tensor | None = None,
+        after_layer: Callable[[Tensor, int], Tensor] | None = None,
     ) -> MemBartEncoderOutput:
         """One timestep.
 
         `input_ids` [batch, S] int64 (or `inputs_embeds` [batch, S, d]), `attention_mask` [batch, S] with 1
         for real tokens, `memory_states` [batch, L, d] (None: the initial memory), `memory_resets` [batch]
-        with 1 where a row starts afresh. Raises `UserError` for shapes that do not fit.
+        with 1 where a row starts afresh. `prefix` [batch, P, d]: states before the tokens, without
+        position and norm of an embedding; `after_layer`: (token states, number of the layer) -> token states.
+        Raises `UserError` for shapes that do not fit.
         """
         config = self.config
         record = config.output_attentions if output_attentions is None else output_attentions
         keep_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         tokens = self._enter_tokens(input_ids, inputs_embeds)
+        if prefix is not None:
+            tokens = torch.cat([prefix.to(tokens.dtype), tokens], dim=1)
+            if attention_mask is not None:
+                attention_mask = nn.functional.pad(attention_mask, (prefix.shape[1], 0), value=1)
         kept = self._enter_memory(memory_states, memory_resets, tokens.shape[0])
         memory = kept.to(tokens.dtype)
         masks = build_masks(attention_mask, memory.shape[1], tokens, joint=config.needs_joint_mask or record)
         hidden_states = [tokens]
         attentions = []
         with recorded_attention(config) if record else nullcontext():
-            for layer in self.layers:
+            for number, layer in enumerate(self.layers):
                 tokens, memory, weights = layer(tokens, memory, masks)
+                if after_layer is not None:
+                    tokens = after_layer(tokens, number)
                 if keep_states:
                     hidden_states.append(tokens)
                 if record:

@@ -6,6 +6,7 @@ with memory, and its decoder's prefix is `</s> <s>`. Latents stand before the pr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,14 @@ def body_config(content: dict[str, Any]) -> Any:
     return GPT2Config(**fields) if content["model_type"] == "gpt2" else MemBartConfig(**fields)
 
 
+@dataclass
+class Reading(MemBartEncoderOutput):
+    """What was read of a context, and the memory `before` it, `[A, slots, D]`, with which it can be read
+    again."""
+
+    before: Tensor | None = None
+
+
 class Body(nn.Module):
     """What both have in common."""
 
@@ -41,11 +50,12 @@ class Body(nn.Module):
     def __init__(self, config: PersonaConfig) -> None:
         super().__init__()
         self.points, self.weight = frozenset(config.inject_after), config.inject_weight
+        self.encoder_points = frozenset(config.inject_encoder_after)
         self.scale = config.latent_scale
 
-    def inject(self, states: Tensor, latents: Tensor | None, block: int) -> Tensor:
+    def inject(self, states: Tensor, latents: Tensor | None, block: int, encoder: bool = False) -> Tensor:
         """Mix the latents `[A, n, D]` into the first n positions after some blocks, in a new tensor."""
-        if latents is None or block not in self.points:
+        if latents is None or block not in (self.encoder_points if encoder else self.points):
             return states
         number = latents.shape[1]
         mixed = (1 - self.weight) * states[:, :number] + self.weight * latents.to(states.dtype)
@@ -132,15 +142,30 @@ class MemBartBody(Body):
         found: Tensor = self.lm.model.encoder.embed_tokens(ids)
         return found
 
-    def read(self, batch: TurnBatch, memory: Tensor, roles: Tensor | None) -> MemBartEncoderOutput:
+    def read(self, batch: TurnBatch, memory: Tensor, roles: Tensor | None) -> Reading:
         """The context, with memory; roles are added before the embedding norm."""
         embedded = self.words(batch.input_ids)
-        embedded = embedded if roles is None else embedded + roles
-        return self.lm.encode(
+        found = self.lm.encode(
             attention_mask=batch.attention_mask,
             memory_states=memory,
             memory_resets=batch.memory_resets,
-            inputs_embeds=embedded,
+            inputs_embeds=embedded if roles is None else embedded + roles,
+        )
+        return Reading(**found, before=memory)
+
+    def read_again(
+        self, read: Reading, batch: TurnBatch, roles: Tensor | None, latents: Tensor
+    ) -> MemBartEncoderOutput:
+        """The same with latents before the context; what this pass writes to the memory is not carried."""
+        latents = self.scale * latents
+        embedded = self.words(batch.input_ids)
+        return self.lm.encode(
+            attention_mask=batch.attention_mask,
+            memory_states=read.before,
+            memory_resets=batch.memory_resets,
+            inputs_embeds=embedded if roles is None else embedded + roles,
+            prefix=latents,
+            after_layer=lambda states, block: self.inject(states, latents, block, encoder=True),
         )
 
     def prefix(self, batch: TurnBatch, roles: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

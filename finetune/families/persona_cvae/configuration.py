@@ -17,6 +17,7 @@ Reduction = Literal["mean_dims", "sum_dims"]
 Source = Literal["profile", "response"]
 FaderForm = Literal["level", "direction"]
 Bow = Literal["zhao", "authors", "off"]
+Site = Literal["decoder", "encoder", "both"]
 
 _CHOICES = {
     "fader": Fader,
@@ -28,6 +29,7 @@ _CHOICES = {
     "posterior_input": Source,
     "fader_form": FaderForm,
     "bow": Bow,
+    "latent_site": Site,
 }
 FADER_LEVELS = 10
 """Most keywords of a profile."""
@@ -56,6 +58,10 @@ class PersonaConfig(PreTrainedConfig):
     """Factor on the fresh weights of the last layer of the two heads."""
     latent_scale: float = 1.0
     """Factor on latents where they enter the decoder or the prior network."""
+    latent_site: str = "decoder"
+    """Where latents stand on a MemBART: before the reply, before the context, or both."""
+    inject_encoder_after: tuple[int, ...] = ()
+    """Encoder blocks, from 0, likewise, where latents stand before the context."""
     inject_after: tuple[int, ...] = ()
     """Decoder blocks, from 0, after which the latents are mixed into their own positions."""
     inject_weight: float = 0.5
@@ -86,6 +92,7 @@ class PersonaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.inject_after = tuple(self.inject_after)
+        self.inject_encoder_after = tuple(self.inject_encoder_after)
         for field, kind in _CHOICES.items():
             if getattr(self, field) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
@@ -93,13 +100,24 @@ class PersonaConfig(PreTrainedConfig):
                     f"{field} is {getattr(self, field)!r}", where="PersonaConfig", mend=f"one of: {choices}"
                 )
         if self.body is not None:
-            outside = [block for block in self.inject_after if not 0 <= block < self.decoder_layers]
-            if outside:
-                raise UserError(
-                    f"no decoder block {outside[0]} among {self.decoder_layers}",
-                    where="PersonaConfig",
-                    mend="blocks count from 0: see inject_after",
-                )
+            self._check_blocks("decoder", self.inject_after, self.decoder_layers)
+            if self.latent_site != "decoder":
+                if self.kind == "gpt2":
+                    raise UserError(
+                        f"latent_site is '{self.latent_site}', but a GPT-2 has no encoder",
+                        where="PersonaConfig",
+                        mend="latent_site: decoder; there latents stand before context and reply",
+                    )
+                self._check_blocks("encoder", self.inject_encoder_after, int(self.body["encoder_layers"]))
+
+    def _check_blocks(self, part: str, points: tuple[int, ...], blocks: int) -> None:
+        outside = [block for block in points if not 0 <= block < blocks]
+        if outside:
+            raise UserError(
+                f"no {part} block {outside[0]} among {blocks}",
+                where="PersonaConfig",
+                mend="blocks count from 0: see inject_after",
+            )
 
     @property
     def kind(self) -> str:

@@ -38,6 +38,7 @@ from finetune.families.persona_cvae.configuration import (
     Podi,
     Reduction,
     Similarity,
+    Site,
     Source,
     authors_points,
 )
@@ -73,7 +74,9 @@ class PersonaSettings(Section):
     inference_dropout: float = Field(default=0.1, ge=0, lt=1)
     latent_scale: Literal["match_rms", "one"] = "match_rms"
     """On a MemBART scale latents to the embeddings that they stand beside."""
+    latent_site: Site = "decoder"
     inject_after: tuple[int, ...] | Literal["authors"] = "authors"
+    """Blocks of the decoder, and of the encoder where latents stand there."""
     inject_weight: float = Field(default=0.5, ge=0, le=1)
     freeze_positions: bool = True
     freeze_words: bool = False
@@ -169,7 +172,12 @@ class Family:
             )
         table = source.get_input_embeddings().weight.detach()
         blocks = body["n_layer"] if gpt2 else body["decoder_layers"]
-        points = authors_points(blocks) if settings.inject_after == "authors" else settings.inject_after
+
+        def points(blocks: int) -> tuple[int, ...]:
+            wanted = settings.inject_after
+            return authors_points(blocks) if wanted == "authors" else wanted
+
+        in_encoder = settings.latents and settings.latent_site != "decoder"
         threshold = settings.fader_threshold
         config = PersonaConfig(
             body=body,
@@ -177,7 +185,9 @@ class Family:
             inference_like_body=like_body,
             head_scale=1.0 if gpt2 else 0.1,
             latent_scale=1.0 if gpt2 or settings.latent_scale == "one" else _embedding_rms(source),
-            inject_after=points,
+            latent_site=settings.latent_site,
+            inject_after=points(blocks),
+            inject_encoder_after=points(body.get("encoder_layers", 0)) if in_encoder else (),
             fader_threshold=objectives.random_cosine(table) if threshold == "auto" else threshold,
             bow=_bow(settings),
             bos_token_id=self.text.bos,

@@ -158,6 +158,20 @@ class PersonaCvae(PreTrainedModel):
 
     # --- the reply ---
 
+    def placed(
+        self, read: MemBartEncoderOutput, batch: TurnBatch, latents: Tensor | None
+    ) -> tuple[MemBartEncoderOutput, TurnBatch, Tensor | None]:
+        """What the decoder is given of a context and its latents, by `latent_site`.
+
+        Latents in the encoder take a second reading: the first one, which the memory is from, must not know
+        the profile.
+        """
+        site = self.config.latent_site
+        if latents is None or site == "decoder":
+            return read, batch, latents
+        again = self.body.read_again(read, batch, self.roles(batch), latents)
+        return again, batch, latents if site == "both" else None
+
     def reply_states(self, read: MemBartEncoderOutput, batch: TurnBatch, latents: Tensor | None) -> Tensor:
         """Decoder states that predict each label, `[A, R, D]`."""
         ids, mask, more = self.body.prefix(batch, self.roles(batch))
@@ -175,7 +189,7 @@ class PersonaCvae(PreTrainedModel):
 
     def token_losses(self, read: MemBartEncoderOutput, batch: TurnBatch, latents: Tensor | None) -> Tensor:
         """Cross-entropy of the reply and its end, summed over each row, `[A]` float32."""
-        states = self.reply_states(read, batch, latents)
+        states = self.reply_states(*self.placed(read, batch, latents))
         return self._summed(self.body.logits(states[batch.labels != IGNORED]), batch.labels)
 
     def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -249,6 +263,7 @@ class PersonaCvae(PreTrainedModel):
             choose: (written `[A, t]`, scores `[A, V]`) -> next tokens `[A]`.
         """
         body = self.body
+        read, batch, latents = self.placed(read, batch, latents)
         ids, mask, more = body.prefix(batch, self.roles(batch))
         number = 0 if latents is None else latents.shape[1]
         keys = nn.functional.pad(mask, (number, 0), value=1)

@@ -150,7 +150,7 @@ def test_the_cvae_baseline_and_the_scalar_fader_train() -> None:
     variants: tuple[dict[str, Any], ...] = (
         {"posterior_input": "response", "fader": "off", "podi": "off", "remedy": "bow", "bow_width": 8},
         {"fader": "scalar", "inference_init": "random"},
-        {"remedy": "bow", "bow": "authors", "fader_form": "direction"},
+        {"remedy": "bow", "bow": "authors", "fader_form": "direction", "latent_site": "both"},
     )
     for settings in variants:
         which, model = persona.built(**settings)

@@ -14,6 +14,8 @@ from finetune.batch import TurnBatch, collate
 from finetune.families.persona_cvae import Family, PersonaCvae
 from finetune.recipe import GenerationSection
 from pretrain import replay
+from pretrain.errors import UserError
+from pretrain.model.attention import build_masks
 from pretrain.model.loss import IGNORED
 from tests.support import dialogues as made
 from tests.support import persona
@@ -243,6 +245,50 @@ def test_latents_on_a_membart_have_no_position_and_bypass_the_norm() -> None:
     assert torch.allclose(model.reply_states(read, short, latents), states[:, 3:], atol=1e-4)
 
 
+@pytest.mark.parametrize("site", ["encoder", "both"])
+def test_latents_before_the_context_reach_the_reply_and_no_memory(site: str) -> None:
+    which, model = persona.built("membart", memory="carry", latent_site=site)
+    batch = persona.batch(which)
+    memory = torch.randn(3, *which.memory_shape(model), generator=torch.Generator().manual_seed(0))
+    read, latents = model.read(batch, memory), fixed(model, 3)
+    again, _, left = model.placed(read, batch, latents)
+    assert (left is None) == (site == "encoder")
+    encoder = model.body.lm.model.encoder
+    slots = torch.cat([model.config.latent_scale * latents, encoder.embed_tokens(batch.input_ids)], dim=1)
+    context = encoder._enter_tokens(None, slots[:, 2:] + model.marks(batch.roles))
+    states = torch.cat([slots[:, :2], context], dim=1)
+    carried = encoder._enter_memory(memory, batch.memory_resets, 3)
+    mask = torch.nn.functional.pad(batch.attention_mask, (2, 0), value=1)
+    masks = build_masks(mask, carried.shape[1], states, joint=encoder.config.needs_joint_mask)
+    for number, layer in enumerate(encoder.layers):
+        states, carried, _ = layer(states, carried, masks)
+        if number in model.config.inject_encoder_after:
+            states = torch.cat([(states[:, :2] + slots[:, :2]) / 2, states[:, 2:]], dim=1)
+    assert model.config.inject_encoder_after
+    assert torch.allclose(again.last_hidden_state[:, -states.shape[1] :], states, atol=1e-5)
+
+    found = model.token_losses(read, batch, latents)
+    assert not torch.allclose(found, model.token_losses(read, batch, fixed(model, 3, seed=1)), rtol=1e-4)
+    alone = collate([batch.examples[1]], [1], which.pads, which.numbers)
+    mine = model.token_losses(model.read(alone, memory[1:2]), alone, latents[1:2])
+    assert torch.allclose(mine[0], found[1], rtol=1e-4)
+
+    poisoned = changed(batch, profile_ids=torch.full_like(batch.profile_ids, 77))
+    ours, theirs = (which.generate(model, one, memory, PAPER, ("a",)) for one in (batch, poisoned))
+    assert ours.texts == theirs.texts
+    assert torch.equal(ours.memory, read.memory_states)
+    rows = model.write(read, batch, latents, lambda _, scores: scores.argmax(-1), set(), 4)
+    logits = model.body.logits(
+        model.reply_states(*model.placed(read, changed(batch, labels=torch.tensor(rows)), latents))
+    )
+    assert logits.argmax(-1).tolist() == rows
+
+
+def test_a_gpt2_has_no_encoder_for_latents() -> None:
+    with pytest.raises(UserError, match="no encoder"):
+        persona.built("gpt2", latent_site="encoder")
+
+
 def test_injection_touches_the_latents_positions_alone() -> None:
     _, model = persona.built("gpt2")
     states, latents = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)), fixed(model, 2)
@@ -285,8 +331,9 @@ def test_without_latents_a_membart_is_itself() -> None:
     assert torch.equal(read.memory_states, encoded.memory_states)
 
 
-def test_gradients_through_memory_are_those_of_plain_backpropagation() -> None:
-    which, model = persona.built("membart", memory="carry")
+@pytest.mark.parametrize("site", ["decoder", "both"])
+def test_gradients_through_memory_are_those_of_plain_backpropagation(site: str) -> None:
+    which, model = persona.built("membart", memory="carry", latent_site=site)
     talk = made.dialogues(2, seed=3)
     rollout = []
     for step in range(2):
