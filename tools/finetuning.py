@@ -167,4 +167,8 @@ def describe_memory(chat: Chat) -> str:
         return f"no memory is carried (data.memory={data.memory})"
     norms = chat.memory[0].norm(dim=-1)
     spread = f"norms {float(norms.min()):.2f} to {float(norms.max()):.2f}"
-    return f"{len(chat.turns)} turns; {slots} slots, {spread}; context window {data.context_tokens} tokens"
+    gone = chat.window().turns.count("none") if chat.turns else 0
+    return (
+        f"{len(chat.turns)} turns, {gone} of them outside the context window of {data.context_tokens} tokens; "
+        f"{slots} slots, {spread}"
+    )

@@ -64,8 +64,7 @@ class Talk:
             afresh = chat.answer_afresh() if compare and chat.carries else None
             with watching(chat.fitted.model) as record:
                 replies = chat.answer()
-            said = chat.fitted.tokenizer(text, add_special_tokens=False)["input_ids"]
-            seen = record.seen(batch, replies.memory, said)
+            seen = record.seen(batch, replies, text, chat.fitted.tokenizer)
         except BaseException:
             chat.turns.pop()
             chat.memory = before

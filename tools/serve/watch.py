@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import BartAttention
 
 from finetune.batch import TurnBatch
+from finetune.family import Replies
 from pretrain.model.attention import recorded_attention
 from pretrain.model.encoder import MemBartEncoder, MemBartEncoderOutput
 
@@ -70,15 +72,14 @@ class Record:
     """By decoder layer what its keys are made of, `[keys, d]`."""
     beams: Tensor | None = None
     """`[steps]` the row that each token of the reply was found in; -1 after its end."""
+    written: list[int] | None = None
+    """Tokens of the reply and whatever was written after it; None where only the reply was."""
 
-    def seen(self, batch: TurnBatch, memory: Tensor, said: Sequence[int]) -> Seen:
-        """The figures of the reply.
-
-        Args:
-            batch: what was answered, one row.
-            memory: `[1, slots, d_model]` as the reply left it.
-            said: the tokens of the message that was answered.
-        """
+    def seen(
+        self, batch: TurnBatch, replies: Replies, message: str, tokenizer: PreTrainedTokenizerBase
+    ) -> Seen:
+        """The figures of the first reply to `message`, which `batch`, one row, was made from."""
+        memory, reply = replies.memory, replies.texts[0][0]
         if not memory.shape[1]:
             return Seen(None, None, None, ("The model has no memory slots.",))
         read = next((one for one in self.reads if _same(one.output.memory_states, memory)), None)
@@ -86,14 +87,28 @@ class Record:
             note = "This family's encoder does not report its gate and its attention to the slots."
             return Seen(None, None, None, (note,))
         assert read.output.gate is not None
-        gate, reading = read.output.gate[0, :, 0].float().cpu(), _reading(read, batch, said)
-        writing = self._writing(read)
+        gate, reading = (
+            read.output.gate[0, :, 0].float().cpu(),
+            _reading(read, batch, tokenizer(message, add_special_tokens=False)["input_ids"]),
+        )
+        writing = self._writing(read, self._length(reply, tokenizer))
         if isinstance(writing, str):
             return Seen(gate, reading, None, (writing,))
         return Seen(gate, reading, writing, ())
 
-    def _writing(self, read: _Read) -> Attention | str:
-        """The decoder's attention, or why there is none."""
+    def _length(self, reply: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """How many tokens the reply is; None: all that were written.
+
+        Where the mark that ends a reply is no token of its own, a model writes on, and the rest is cut off.
+        """
+        written = self.written or []
+        for number in range(1, len(written)):
+            if reply and reply in tokenizer.decode(written[:number], skip_special_tokens=True):
+                return number
+        return None
+
+    def _writing(self, read: _Read, length: int | None) -> Attention | str:
+        """The decoder's attention in the first steps, or why there is none."""
         if not read.given:
             return "The decoder is not given the slots: what they hold reaches it through the encoder."
         encoded, layers, steps, even = read.output, [], 0, 0.0
@@ -107,6 +122,7 @@ class Record:
             rows = self._rows(self.writes[name])
             if rows is None:
                 return "The decoder's attention is shown for one beam only: this family's beams are its own."
+            rows = rows[:length]
             layers.append(rows[:, first : first + slots].mean(dim=0))
             hidden = 0 if encoded.attention_mask is None else int((encoded.attention_mask[0] == 0).sum())
             steps, even = len(rows), 1 / (len(source) - hidden)
@@ -226,6 +242,7 @@ def _told_beams(model: Any, record: Record) -> Iterator[None]:
         beams = made.get("beam_indices")
         record.beams = None if beams is None else beams[0].cpu()
         sequences: Tensor = made.sequences
+        record.written = sequences[0, 1:].tolist()  # what it starts from is not written
         return sequences
 
     model.generate = types.MethodType(generate, model)

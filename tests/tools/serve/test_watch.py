@@ -37,7 +37,7 @@ def watched(chat: Chat) -> tuple[Replies, Seen]:
     batch = chat.batch()
     with watching(chat.fitted.model) as record:
         replies = chat.answer()
-    return replies, record.seen(batch, replies.memory, said(chat))
+    return replies, record.seen(batch, replies, chat.turns[-1].text, chat.fitted.tokenizer)
 
 
 def shares(weights: Any, rows: slice, first: int = 0) -> Tensor:
@@ -174,7 +174,7 @@ def test_what_cannot_be_seen_is_said() -> None:
     assert seen.notes == ("The model has no memory slots.",)
     chat = talk()
     batch, memory = chat.batch(), chat.memory
-    unseen = Record().seen(batch, memory, said(chat))
+    unseen = Record().seen(batch, Replies([["yes"]], memory), MESSAGE, chat.fitted.tokenizer)
     assert unseen.gate is None
     assert "does not report its gate" in unseen.notes[0]
 
@@ -185,10 +185,30 @@ def test_rows_that_nobody_tells_apart_are_not_shown() -> None:
     with watching(chat.fitted.model) as record:
         replies = chat.answer()
     record.beams = None  # as of a family whose search is its own
-    seen = record.seen(batch, replies.memory, said(chat))
+    seen = record.seen(batch, replies, MESSAGE, chat.fitted.tokenizer)
     assert seen.reading is not None
     assert seen.writing is None
     assert "one beam only" in seen.notes[0]
+
+
+def test_what_is_written_after_the_reply_does_not_count() -> None:
+    chat = talk(model__config__init_std=0.4)
+    batch = chat.batch()
+    with watching(chat.fitted.model) as record:
+        replies = chat.answer()
+    assert record.written is not None
+    reply = chat.fitted.tokenizer.decode(record.written[:3])
+    assert reply
+    assert reply not in chat.fitted.tokenizer.decode(record.written[:2])
+    seen = record.seen(batch, Replies([[reply]], replies.memory), MESSAGE, chat.fitted.tokenizer)
+    assert seen.writing is not None
+    assert seen.writing.tokens == 3
+    assert record.beams is not None
+    steps = [
+        torch.stack([step[row, :SLOTS] for step, row in zip(layer[:3], record.beams[:3], strict=True)])
+        for layer in record.writes.values()
+    ]
+    torch.testing.assert_close(seen.writing.layers, torch.stack([step.mean(dim=0) for step in steps]))
 
 
 def test_a_message_cut_at_its_start_counts_with_what_is_left() -> None:
