@@ -169,6 +169,6 @@ def describe_memory(chat: Chat) -> str:
     spread = f"norms {float(norms.min()):.2f} to {float(norms.max()):.2f}"
     gone = chat.window().turns.count("none") if chat.turns else 0
     return (
-        f"{len(chat.turns)} turns, {gone} of them outside the context window of {data.context_tokens} tokens; "
-        f"{slots} slots, {spread}"
+        f"{len(chat.turns)} turns, {gone} of them outside the context window of {data.context_tokens} "
+        f"tokens; {slots} slots, {spread}"
     )
