@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.chat import Chat
 from finetune.families.fusion import Family, FusionSettings
 from finetune.families.fusion.watch import source_weights
 from finetune.job import FineTuning
@@ -93,6 +94,22 @@ def test_the_schedule_knows_the_updates_that_epochs_decide(tmp_path: Path):
     assert job.recipe.train.steps == math.ceil(3 * job.train.turns / (4 * 2)) != 999
     assert isinstance(job.family, Family)
     assert job.family.steps == job.recipe.train.steps
+
+
+# --- talking ---
+
+
+def test_a_conversation_keeps_the_latest_utterances_and_a_memory():
+    which, model = fusion.built("membart", "carry", fusion="sw", max_history=3)
+    chat = Chat(fusion.fitted(which, model, "jsonl:nowhere"), ("i like tea.",))
+    before = chat.memory
+    for words in ("hello", "nice to meet you", "yes"):
+        chat.hear(words)
+        chat.answer()
+        chat.reply("i sing")
+    assert not torch.equal(chat.memory, before)
+    assert chat.window().turns == ("none",) * 3 + ("whole",) * 3
+    assert chat.window().persona == ("whole",)
 
 
 # --- figures ---

@@ -20,6 +20,7 @@ from finetune.families.fusion.stack import Context
 from finetune.weights import WeightMap
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
+from pretrain.model.convert import is_memory
 from pretrain.model.loss import IGNORED
 from tests.support import fusion
 from tests.support.fusion import METHODS
@@ -271,6 +272,16 @@ def test_a_loss_reaches_what_was_said_turns_before_through_memory():
     model.losses(model.read(follow, begun), follow).sum().backward()
     assert begun.grad is not None
     assert begun.grad.abs().sum() > 0
+
+
+def test_without_memory_its_weights_rest_and_all_others_learn():
+    which, model = fusion.built("membart", "off", fusion="sw", aux_loss="mlm")
+    assert which.memory_shape(model) == (0, 16)
+    batch = fusion.batch(which)
+    model.losses(model.read(batch, fusion.memory(which, model, 3)), batch).sum().backward()
+    resting = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert resting == {name for name, _ in model.named_parameters() if is_memory(name)}
+    assert all(p.grad is not None for name, p in model.named_parameters() if name not in resting)
 
 
 # --- 14: losses ---
