@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain.errors import UserError
-from tools.demo import Demo, Stage, run_stages
+from tools.demo.stages import Demo, Stage, run_stages
 
 
 class Recorded:
