@@ -1,0 +1,1 @@
+"""`membart demo`: the whole mission on this machine in minutes."""
