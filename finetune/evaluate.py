@@ -209,6 +209,7 @@ def evaluate(
         "rejected": found.rejected,
         "memory": data.memory,
         "context_tokens": data.context_tokens,
+        "settings": recipe.model,
         "generation": recipe.generation.model_dump(mode="json") if generate else None,
     }
     by_session = {session: sums.figures(carried) for session, sums in sorted(sessions.items())}

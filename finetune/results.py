@@ -26,8 +26,9 @@ def table(family: str, found: Evaluation) -> str:
     """Markdown: every figure beside the paper's, sessions, samples, and what could not be measured."""
     facts = found.facts
     theirs: dict[str, dict[str, float]] = {}
+    rows = papers.rows_beside(family, facts.get("settings", {}))
     for name in dict.fromkeys(source.partition(":")[0] for source in facts["sources"]):
-        theirs |= papers.beside(family, name)
+        theirs |= papers.beside(family, name, rows=rows)
     parts = [
         f"# {family}: {facts['split']} split\n",
         f"{facts['replies']:,} replies of {facts['dialogues']:,} dialogues ({', '.join(facts['sources'])}), "

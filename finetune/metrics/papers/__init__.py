@@ -5,12 +5,13 @@ report.markdown(papers.beside("membart", "convai2"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from finetune.metrics.papers import dior_cvae, fusion, ki, membart, persona_cvae
 from finetune.metrics.papers.table import Column, PaperTable
 
-__all__ = ["TABLES", "Column", "PaperTable", "beside", "tables"]
+__all__ = ["TABLES", "Column", "PaperTable", "beside", "rows_beside", "tables"]
 
 TABLES: tuple[PaperTable, ...] = (
     *membart.TABLES,
@@ -57,3 +58,8 @@ def beside(
                 data = f"{table.dataset} {table.part}".strip()
                 found.setdefault(f"{row} ({data}, {table.number})", {}).update(table.figures(row))
     return found
+
+
+def rows_beside(family: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """`rows` of `beside` for a model with these settings of its family; empty where they do not matter."""
+    return ki.rows_beside(settings) if family == "ki" else ()

@@ -4,7 +4,9 @@ Its wikiF1 of one model is 10.69 in two tables and 11.25 in three. BLEU and ROUG
 with spaced punctuation, see `finetune.metrics.text.respaced`.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from finetune.metrics.papers.table import PaperTable, columns, part, rows
 
@@ -88,6 +90,21 @@ _SEEN, _UNSEEN = "test seen", "test unseen"
 _WOW_COLUMNS = columns(f"perplexity wiki_f1 {_OVERLAP} {_DIVERSITY}")
 _WOW_BART_COLUMNS = columns(f"wiki_f1 {_OVERLAP} {_DIVERSITY}")
 _table = partial(PaperTable, "ki")
+
+_BODIES = {
+    "lstm": ("Seq2Seq", "Seq2Seq+KI"),
+    "bart": ("BART-base",),
+    "bert": ("Bert2Rnd", "Bert2Rnd+KI", "Ernie2Rnd", "Ernie2Rnd+KI"),
+    "diffks": ("DiffKS", "DiffKS+KI"),
+}
+_CONTROLS = {"random": ("Token-level", "Random"), "sentence": ("Token-level", "Sentence-level")}
+
+
+def rows_beside(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The rows that a model with these settings is compared with; empty: those of each table."""
+    control = _CONTROLS.get(settings.get("knowledge_control", "none"))
+    return control or _BODIES.get(settings.get("body", "membart"), ())
+
 
 TABLES = (
     _table(

@@ -328,8 +328,13 @@ def test_shipped_recipes_have_settings_that_the_family_knows(monkeypatch, tmp_pa
 
 def test_metrics_of_the_family_exist_and_cover_its_paper():
     assert set(Family.metrics) <= METRICS.keys()
-    columns = {name for figures in papers.beside("ki", "wow").values() for name in figures}
-    assert columns - {"perplexity"} <= set(Family.metrics)
+    for settings in ({}, {"body": "diffks"}, {"body": "bert"}, {"knowledge_control": "random"}):
+        rows = papers.rows_beside("ki", settings)
+        theirs = papers.beside("ki", "wow", rows=rows)
+        assert len(theirs) >= 2
+        assert all(any(heading.startswith(row) for heading in theirs) for row in rows)
+        columns = {name for figures in theirs.values() for name in figures}
+        assert columns - {"perplexity"} <= set(Family.metrics)
 
 
 # --- a toy ---
