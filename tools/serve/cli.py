@@ -110,6 +110,7 @@ def make_server(app: FastAPI) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             ws="none",
+            timeout_keep_alive=120,  # a person thinks longer than the five seconds of the default
             timeout_graceful_shutdown=3,
         )
     )

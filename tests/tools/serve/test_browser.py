@@ -55,7 +55,15 @@ class Page:
         return str(self.one(selector).text)
 
     def until(self, true: Any) -> None:
-        self._wait.until(lambda _: true())
+        from selenium.common.exceptions import TimeoutException
+
+        try:
+            self._wait.until(lambda _: true())
+        except TimeoutException:
+            shown = self.text("body")
+        else:
+            return
+        pytest.fail(f"in vain; the page shows: {shown}")
 
     def say(self, text: str) -> None:
         number = len(self.all("#turns .turn"))
