@@ -7,6 +7,7 @@ from typing import Any
 from tests.support import ki
 
 TINY: dict[str, dict[str, Any]] = {
+    "tests.support.unigram": {"model": {}, "data__memory": "reset"},
     "membart": {},
     "dior_cvae": {
         "model__latent_size": 4,
