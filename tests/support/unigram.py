@@ -66,7 +66,6 @@ class UnigramCell(nn.Module):
 
 
 class UnigramSettings(Section):
-    config: dict[str, Any] = {}
     """Nothing to choose."""
 
 
