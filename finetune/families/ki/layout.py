@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -13,13 +14,25 @@ from finetune.batch import Example
 from finetune.dialogue.dialogue import Dialogue, Turn
 from finetune.families.ki.alignment import NONE, Policy, token_items
 from finetune.families.ki.configuration import DiffksShape
-from finetune.knowledge.annotations import Annotations
+from finetune.knowledge.annotations import Annotations, utterance_name
 from finetune.layout import ReplyLayout
 from finetune.recipe import DialogueSection
 from pretrain.errors import UserError
 
 ITEMS = "knowledge_ids"
 """Field of an example: for each source token a row of the keys, -1 for none."""
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    """A turn; its name stands for its text and for what was read before it."""
+
+    name: int
+    source: int
+    """Identity of the annotations."""
+    dialogue: Dialogue = field(compare=False)
+    turn: int = field(compare=False)
+    annotations: Annotations = field(compare=False)
 
 
 class KiLayout:
@@ -41,6 +54,7 @@ class KiLayout:
         self.plain = ReplyLayout(data, tokenizer)
         self.text, self.policy, self.sentences = self.plain.text, policy, sentences
         self.annotations: Annotations | None = None
+        self._items = lru_cache(maxsize=1 << 14)(self._items_of)
         self.numbers: Mapping[str, int | float] = {} if sentences is None else {"chosen": 0}
 
     @property
@@ -77,12 +91,20 @@ class KiLayout:
             )
         found: list[int] = []
         for said, places in groupby(self.plain.places(dialogue, turn), key=lambda place: place.turn):
-            spans = [(place.start, place.end) for place in places]
+            number = len(list(places))
             if said < 0:
-                found += [NONE] * len(spans)
+                found += [NONE] * number
                 continue
-            known = annotations.of(dialogue, said)
-            found += token_items(dialogue.turns[said].text, spans, known, self.policy).tolist()
+            name = utterance_name(dialogue, said, annotations.manifest.context_turns)
+            # Of a turn that does not fit whole, the end is there.
+            found += self._items(_Utterance(name, id(annotations), dialogue, said, annotations))[-number:]
+        return found
+
+    def _items_of(self, said: _Utterance) -> list[int]:
+        """The item of each token of a turn."""
+        text = said.dialogue.turns[said.turn].text
+        known = said.annotations.of(said.dialogue, said.turn)
+        found: list[int] = token_items(text, self.text.pieces(text).spans, known, self.policy).tolist()
         return found
 
     def _candidates(self, shape: DiffksShape, dialogue: Dialogue, turn: int) -> dict[str, list[int] | int]:
