@@ -62,4 +62,5 @@ def beside(
 
 def rows_beside(family: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """`rows` of `beside` for a model with these settings of its family; empty where they do not matter."""
-    return ki.rows_beside(settings) if family == "ki" else ()
+    choices = {"ki": ki.rows_beside, "fusion": fusion.rows_beside}
+    return choices[family](settings) if family in choices else ()

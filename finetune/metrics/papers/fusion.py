@@ -1,5 +1,10 @@
 """The automatic figures of the multi-source fusion paper; its METEOR is the program METEOR 1.5."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from finetune.metrics.papers.table import PaperTable, columns, rows
 
 TABLES = (
@@ -30,3 +35,12 @@ TABLES = (
         ours=("GPT2-avg", "GPT2-sw", "GPT2-linear"),
     ),
 )
+
+
+def rows_beside(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The rows that a model with these settings is compared with: its own and its baseline."""
+    if settings.get("inputs") == "single":
+        return ("Seq2seq", "TransferTransfo", "TransferGPT2")
+    if settings.get("shared_attention"):
+        return ("MI-GPT", "GPT2-avg")
+    return tuple(dict.fromkeys(("GPT2-avg", f"GPT2-{settings.get('fusion', 'linear')}")))

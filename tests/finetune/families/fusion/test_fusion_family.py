@@ -14,8 +14,8 @@ from finetune.chat import Chat
 from finetune.families.fusion import Family, FusionSettings
 from finetune.families.fusion.watch import source_weights
 from finetune.job import FineTuning
+from finetune.metrics import papers
 from finetune.metrics.catalogue import METRICS
-from finetune.metrics.papers import tables
 from finetune.recipe import FineTuneRecipe
 from pretrain import recipe as recipes
 from pretrain.engine import parameter_groups
@@ -45,8 +45,24 @@ def test_shipped_recipes_are_what_the_family_knows(name: str, tokenizer: str, pa
 
 def test_metrics_are_the_columns_of_the_papers_table():
     assert set(Family.metrics) <= METRICS.keys()
-    (table,) = tables("fusion")
+    (table,) = papers.tables("fusion")
     assert set(table.figures("GPT2-linear")) <= set(Family.metrics)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({"fusion": "att"}, ("GPT2-avg", "GPT2-att")),
+        ({"fusion": "avg"}, ("GPT2-avg",)),
+        ({}, ("GPT2-avg", "GPT2-linear")),
+        ({"fusion": "avg", "shared_attention": True}, ("MI-GPT", "GPT2-avg")),
+        ({"inputs": "single", "fusion": "none"}, ("Seq2seq", "TransferTransfo", "TransferGPT2")),
+    ],
+)
+def test_a_model_stands_beside_the_papers_rows_of_its_kind(settings: dict[str, Any], rows: tuple[str, ...]):
+    assert papers.rows_beside("fusion", settings) == rows
+    (table,) = papers.tables("fusion")
+    assert set(rows) <= set(table.rows)
 
 
 # --- 15: optimizer ---
