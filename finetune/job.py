@@ -26,7 +26,9 @@ from pretrain import checkpoint, engine, preflight, replay
 from pretrain.checkpoint import Checkpoint
 from pretrain.distributed import World
 from pretrain.errors import UserError
+from pretrain.page import Section
 from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER
+from pretrain.report import save_section
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class FineTuning:
         self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
         if self._weights is not None:
             self._weights.save(folder)
+            save_section(folder, "weights", Section("Where the weights come from", self._weights.text()))
 
     def tags(self) -> dict[str, str]:
         return {"family": self.recipe.family, "data_hash": self.data_hash, "backbone": self.recipe.backbone}

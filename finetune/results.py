@@ -11,7 +11,7 @@ from finetune.fitted import Fitted
 from finetune.metrics import papers
 from finetune.metrics.prediction import Prediction
 from finetune.metrics.report import table as by_metric
-from pretrain.page import Section
+from pretrain.page import Section, from_markdown
 from pretrain.plots import write_lines
 from pretrain.report import save_section
 from pretrain.tracking import METRICS_FILE, read_records, sync
@@ -85,15 +85,24 @@ def _sample(one: Prediction) -> str:
     return f"- `{heard}` -> `{' / '.join(one.replies)}` (reference: `{one.references[0]}`)"
 
 
-def publish(fitted: Fitted, split: str, found: Evaluation, text: str) -> Path:
-    """Leave the figures with the run that trained the model; returns the folder for the files.
+def folder_for(fitted: Fitted, split: str) -> Path:
+    """Where results go: below the run, or the exported model."""
+    return (_run_of(fitted) or fitted.place) / FOLDER / split
 
-    An exported model has no run: only the folder beside it is named.
-    """
-    if not (fitted.place / "state.json").is_file():
-        return fitted.place / FOLDER / split
-    run_dir, step = fitted.place.parent.parent, int(fitted.place.name.removeprefix("step-"))
-    save_section(run_dir, f"evaluation-{split}", Section(f"Evaluation on the {split} split", text=text))
+
+def _run_of(fitted: Fitted) -> Path | None:
+    """The run that trained the model; an exported one has none."""
+    return fitted.place.parent.parent if (fitted.place / "state.json").is_file() else None
+
+
+def publish(fitted: Fitted, split: str, found: Evaluation, text: str, folder: Path) -> None:
+    """Leave figures, text and the pictures of `folder` with the run that trained the model, if any."""
+    run_dir = _run_of(fitted)
+    if run_dir is None:
+        return
+    step = int(fitted.place.name.removeprefix("step-"))
+    title = f"Evaluation on the {split} split"
+    save_section(run_dir, f"evaluation-{split}", Section(title, text, from_markdown(text, folder)))
     figures = {**found.figures, **found.metrics.values}
     metrics = MetricsFile(run_dir / METRICS_FILE)
     # The best checkpoint may be older than the last record, and records do not go back.
@@ -102,4 +111,3 @@ def publish(fitted: Fitted, split: str, found: Evaluation, text: str) -> Path:
     metrics.close()
     if fitted.recipe.tracking.mlflow:
         sync(run_dir)
-    return run_dir / FOLDER / split

@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from markdown_it import MarkdownIt
+
 from pretrain.plots import Plots
 
 
@@ -19,6 +21,21 @@ class Section:
     title: str
     text: str = ""
     html: str = ""
+
+
+def from_markdown(text: str, folder: Path) -> str:
+    """HTML of Markdown with tables; what looks like HTML in it is shown as it stands.
+
+    Pictures that lie in `folder` are put inside, so that the page needs no other file; others are named.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parsed = markdown.parse(text)
+    for token in parsed:
+        for inner in token.children or ():
+            if inner.type == "image":
+                path = folder / Path(str(inner.attrs["src"])).name
+                inner.attrs["src"] = _data(path) if path.is_file() else "data:,"
+    return str(markdown.renderer.render(parsed, markdown.options, {}))
 
 
 @dataclass(frozen=True)
@@ -87,8 +104,11 @@ def _rows(entries: Mapping[str, str]) -> str:
 
 
 def _image(title: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(title)}" src="{_data(path)}">'
+
+
+def _data(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _page(title: str, body: str) -> str:
@@ -124,7 +144,9 @@ td { overflow-wrap: anywhere; }
 .compared td { overflow-wrap: normal; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
          gap: 1rem; }
-.plots img { width: 100%; }
+.plots img, .wide img { width: 100%; max-width: 40rem; }
+.wide h1 { display: none; }
+code { background: #f3f4f6; padding: 0 .2rem; }
 details { margin-top: 2rem; }
 pre { background: #f9fafb; border: 1px solid #e5e7eb; padding: .8rem; white-space: pre-wrap;
       overflow-wrap: anywhere; }

@@ -44,7 +44,7 @@ def evaluate(
     from tqdm import tqdm
 
     from finetune.evaluate import evaluate as score
-    from finetune.results import draw, publish, table
+    from finetune.results import draw, folder_for, publish, table
 
     fitted = load_fitted(model, overrides, device)
     bar = tqdm(unit="reply", disable=not sys.stderr.isatty())
@@ -65,9 +65,11 @@ def evaluate(
     )
     bar.close()
     text = table(fitted.recipe.family, found)
-    folder = out or publish(fitted, split, found, text)
+    folder = out or folder_for(fitted, split)
     found.write(folder, text)
     pictures = [path.name for path in draw(found, folder)]
+    if out is None:
+        publish(fitted, split, found, text, folder)
     print(text)
     print(f"{folder}: {', '.join(['evaluation.json', 'evaluation.md', 'predictions.jsonl', *pictures])}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.page import Section
+from pretrain.page import Section, from_markdown
 from pretrain.report import save_section, write_comparison, write_report
 from pretrain.tracking import Tracker
 
@@ -35,6 +35,9 @@ class Page(HTMLParser):
         self.references += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag not in ("meta", "img"):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -161,3 +164,14 @@ def test_one_page_compares_several_runs_and_holds_them_all(run_dir: Path, tmp_pa
     assert [report.page for report in reports] == [run_dir / "report.html", child / "report.html"]
     with pytest.raises(UserError, match="cannot be written"):
         write_comparison([run_dir], run_dir / "recipe.yaml" / "all.html")
+
+
+def test_markdown_becomes_tables_with_its_pictures_inside_and_no_foreign_html(tmp_path: Path) -> None:
+    (tmp_path / "curve.png").write_bytes(b"picture")
+    table, pictures = "| metric | ours |\n|---|---|\n| f1 | 3.5 |", "![curve](curve.png)\n\n![gone](gone.png)"
+    text = f"{table}\n\n{pictures}\n\n- `{NASTY}` {NASTY}\n"
+    page = Page(from_markdown(text, tmp_path))
+    assert {"table", "th", "td", "code"} <= set(page.tags)
+    assert "script" not in page.tags
+    assert "".join(page.text).count(NASTY) == 2
+    assert page.references == [f"data:image/png;base64,{base64.b64encode(b'picture').decode()}", "data:,"]
