@@ -1,0 +1,50 @@
+"""What the documentation names is there, and packages import each other in the direction that it shows."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *(REPOSITORY / folder / "README.md" for folder in ("ds_configs", "slurm")),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGE_PATH = re.compile(r"(?<![\w/])docs/[\w/.-]+\.md")
+FORBIDDEN = {"pretrain": {"finetune", "tools"}, "finetune": {"tools"}}
+
+
+def shown(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_every_link_and_every_page_that_is_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in LINK.findall(text) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in PAGE_PATH.findall(text) if not (REPOSITORY / path).is_file()]
+    assert not missing
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Top-level packages that a file imports, also inside of functions."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_go_one_way(package: str) -> None:
+    files = sorted((REPOSITORY / package).rglob("*.py"))
+    assert files
+    wrong = [shown(file) for file in files if FORBIDDEN[package] & set(imported(file))]
+    assert not wrong
