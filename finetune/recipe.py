@@ -43,6 +43,12 @@ class DialogueSection(Section):
     max_rejected: float = Field(default=0.05, ge=0, le=1)
     """Share of a source's records that may be malformed before the run stops."""
 
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
+
 
 class GenerationSection(Section):
     beams: int = Field(default=4, gt=0)
