@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +38,14 @@ class Neighbourhood:
     sentence: str
     knowledge: tuple[str, ...]
     companions: tuple[str, ...]
+    """Those it is said with most."""
+    unheard: tuple[str, ...]
+    """Words of the knowledge that are never said with the word: what only knowledge can bring near."""
 
     @property
     def all(self) -> list[str]:
         """Every word once, the word itself first."""
         return list(dict.fromkeys([self.word, *self.knowledge, *self.companions]))
-
-    @property
-    def unheard(self) -> tuple[str, ...]:
-        """Words of the knowledge that are never said with the word: what only knowledge can bring near."""
-        return tuple(word for word in self.knowledge if word not in self.companions)
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,10 @@ class Map:
         return float(np.linalg.norm(self.vectors[first] - self.vectors[second]))
 
 
-def neighbourhood(word: str, annotations: Annotations, dialogues: Iterable[Dialogue]) -> Neighbourhood:
-    """What a word was annotated with most often, and the words that are most often said with it.
+def neighbourhood(
+    word: str, annotations: Annotations, dialogues: Iterable[Dialogue], most: int = MOST_COMPANIONS
+) -> Neighbourhood:
+    """What a word was annotated with most often, and the `most` words that are most often said with it.
 
     Raises:
         UserError: the word has no knowledge in these dialogues.
@@ -88,7 +89,8 @@ def neighbourhood(word: str, annotations: Annotations, dialogues: Iterable[Dialo
     told = dict.fromkeys(each.text.lower() for each in words(sentence))
     knowledge = tuple(each for each in told if each != word and each not in stop)
     ranked = sorted(companions, key=lambda other: (-companions[other], other))
-    return Neighbourhood(word, sentence, knowledge, tuple(ranked[:MOST_COMPANIONS]))
+    unheard = tuple(other for other in knowledge if other not in companions)
+    return Neighbourhood(word, sentence, knowledge, tuple(ranked[:most]), unheard)
 
 
 def word_vectors(place: str, found: Sequence[str]) -> np.ndarray:
@@ -112,8 +114,8 @@ def draw(around: Neighbourhood, maps: Sequence[Map], out: Path) -> Path:
     FigureCanvasAgg(figure)
     for number, each in enumerate(maps):
         _panel(figure.add_subplot(1, len(maps), number + 1), around, each)
-    shown = around.sentence if len(around.sentence) <= 120 else f"{around.sentence[:117]} ..."
-    figure.suptitle(f"{around.word}: “{shown}”", fontsize=10)
+    title = textwrap.shorten(f"{around.word}: “{around.sentence}”", 200, placeholder=" …")
+    figure.suptitle(textwrap.fill(title, 80 * len(maps)), fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     return out

@@ -16,7 +16,7 @@ from tests.support import knowledge
 TALK = Dialogue(
     "talk", (Turn(0, "Rowling wrote a book"), Turn(1, "the book of Rowling is famous"), Turn(0, "yes"))
 )
-SENTENCES = ("Rowling is a British author of a book.", "A book has pages.")
+SENTENCES = ("Rowling is a British author of a famous book.", "A book has pages.")
 
 
 @pytest.fixture
@@ -31,10 +31,12 @@ def annotations(tmp_path: Path) -> Annotations:
 def test_words_of_the_knowledge_and_of_the_company(annotations: Annotations) -> None:
     around = neighbourhood("Rowling", annotations, [TALK])
     assert around.sentence == SENTENCES[0]
-    assert around.knowledge == ("british", "author", "book")
+    assert around.knowledge == ("british", "author", "famous", "book")
     assert around.companions == ("book", "famous", "wrote")
     assert around.unheard == ("british", "author")
-    assert around.all == ["rowling", "british", "author", "book", "famous", "wrote"]
+    few = neighbourhood("Rowling", annotations, [TALK], most=1)
+    assert (few.companions, few.unheard) == (("book",), ("british", "author"))
+    assert around.all == ["rowling", "british", "author", "famous", "book", "wrote"]
     with pytest.raises(UserError, match="'wrote' has no knowledge"):
         neighbourhood("wrote", annotations, [TALK])
 
