@@ -7,10 +7,14 @@ from typing import Any
 from finetune.recipe import GenerationSection
 
 
-def generate_options(how: GenerationSection) -> dict[str, Any]:
-    """Keywords for `generate`; a checkpoint's own generation settings never shine through."""
+def generate_options(how: GenerationSection, positions: int = 0) -> dict[str, Any]:
+    """Keywords for `generate`; a checkpoint's own generation settings never shine through.
+
+    Args:
+        positions: those of the decoder, which no reply outgrows; 0 where it has no limit.
+    """
     shared: dict[str, Any] = {
-        "max_new_tokens": how.max_new_tokens,
+        "max_new_tokens": min(how.max_new_tokens, positions or how.max_new_tokens),
         "num_return_sequences": how.replies,
         "repetition_penalty": how.repetition_penalty,
         "no_repeat_ngram_size": 0,

@@ -72,8 +72,14 @@ class DialogueText:
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end a reply: the tokenizer's own, and the blank line where it is one token."""
-        return list(dict.fromkeys([self.eos, *(self.end if len(self.end) == 1 else ())]))
+        """Tokens that end a reply: the tokenizer's own, and the one that the end of a turn begins with.
+
+        Where a line break is a token (BART's), the blank line is two and a reply is over with the first: turns
+        have no lines.
+        """
+        first = self.end[:1]
+        is_end = len(self.end) == 1 or "\n" in self.tokenizer.decode(list(first))
+        return list(dict.fromkeys([self.eos, *(first if is_end else ())]))
 
     def turn(self, dialogue: Dialogue, index: int, speaker: int) -> tuple[int, ...]:
         """Turn `index` as it stands in the history of `speaker`."""

@@ -137,7 +137,7 @@ class Family:
             decoder_start_token_id=self.text.bos,
             eos_token_id=self.text.ends,
             pad_token_id=self.text.pad,
-            **generate_options(how),
+            **generate_options(how, model.config.max_position_embeddings),
         )
         replies = [self.text.clean(row) for row in made.tolist()]
         assert encoded.memory_states is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.dialogue.dialogue import Dialogue, Turn
 from finetune.families.membart import Family, MemBartSettings
@@ -82,3 +83,12 @@ def test_a_text_is_read_block_by_block_and_every_later_token_is_a_target_once(te
 def test_a_generated_reply_loses_its_mark_and_all_after_its_end(text: DialogueText) -> None:
     ids = [0, *text.ids("B:"), *text.ids("fine."), *text.ids("\n\n"), *text.ids("A:"), 2]
     assert text.clean(ids) == "fine."
+
+
+def test_a_reply_ends_with_the_first_token_of_the_blank_line(text: DialogueText) -> None:
+    assert text.ends == [text.eos, text.end[0]]
+    assert "\n" in decode(text, [text.end[0]])
+    lines = Tokenizer(models.BPE({"\n": 0, "a": 1, "<s>": 2, "</s>": 3}, []))
+    plain = PreTrainedTokenizerFast(tokenizer_object=lines, bos_token="<s>", eos_token="</s>")
+    assert DialogueText(plain).end == (0, 0), "a line break is a token, the blank line two"
+    assert DialogueText(plain).ends == [3, 0]

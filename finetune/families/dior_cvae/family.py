@@ -302,7 +302,8 @@ class Family:
         options = generate_options(how) | {
             "num_return_sequences": 1,
             "forced_bos_token_id": self.text.bos,
-            "max_new_tokens": how.max_new_tokens + 1,  # <s> is none of them
+            # <s> is none of them
+            "max_new_tokens": min(how.max_new_tokens + 1, model.config.max_position_embeddings),
         }
         if how.sample:
             options |= {"do_sample": False, "logits_processor": drawing(how, keys)}

@@ -372,7 +372,7 @@ class Family:
             decoder_start_token_id=self.text.bos,
             eos_token_id=self.text.ends,
             pad_token_id=self.text.pad,
-            **generate_options(how),
+            **generate_options(how, _positions(model)),
         )
         replies = [self.text.clean(row) for row in made.tolist()]
         live = batch.attention_mask.any(dim=1)
