@@ -120,7 +120,9 @@ class Chat:
         return dict(self.fitted.family.example(dialogue, len(self.turns)).fields)
 
     def _dialogue(self) -> Dialogue:
-        return Dialogue(id="chat", turns=(*self.turns, Turn(MODEL, "")), personas=((), self.persona))
+        # A dialogue of one turn would be a text for language modelling.
+        rest = () if self.turns else (Turn(PERSON, ""),)
+        return Dialogue(id="chat", turns=(*self.turns, Turn(MODEL, ""), *rest), personas=((), self.persona))
 
     def _generate(self, batch: TurnBatch, memory: Tensor) -> Replies:
         fitted, key = self.fitted, ("chat", len(self.turns))

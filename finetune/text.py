@@ -74,8 +74,8 @@ class DialogueText:
     def ends(self) -> list[int]:
         """Tokens that end a reply: the tokenizer's own, and the one that the end of a turn begins with.
 
-        Where a line break is a token (BART's), the blank line is two and a reply is over with the first: turns
-        have no lines.
+        Where a line break is a token (BART's), the blank line is two and a reply is over with the first:
+        turns have no lines.
         """
         first = self.end[:1]
         is_end = len(self.end) == 1 or "\n" in self.tokenizer.decode(list(first))

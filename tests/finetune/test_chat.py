@@ -97,3 +97,9 @@ def test_a_failed_answer_leaves_the_chat_as_it_was() -> None:
 )
 def test_who_carries_memory(family: str, memory: str, carries: bool) -> None:
     assert Chat(fitted(family, data__memory=memory)).carries is carries
+
+
+def test_one_who_speaks_first_reads_the_opening_as_in_training() -> None:
+    talk = Chat(fitted("membart", data__context_tokens=40), ("i sing in a band.",))
+    assert read(talk) == "<s><conversation starts>\n\nyour persona: i sing in a band.\n\n</s>"
+    assert len(talk.answer().texts) == 1
