@@ -9,11 +9,17 @@ import pytest
 import torch
 
 from finetune.batch import TurnBatch, collate
+from finetune.dialogue import jsonl
 from finetune.dialogue.dialogue import Dialogue, Turn
+from finetune.evaluate import evaluate
+from finetune.fitted import Fitted
 from finetune.metrics.catalogue import METRICS
 from finetune.metrics.prediction import Prediction
 from finetune.metrics.resources import Resources
-from finetune.recipe import GenerationSection
+from finetune.recipe import FineTuneRecipe, GenerationSection
+from finetune.results import table
+from pretrain import recipe as recipes
+from tests.support import dialogues as made
 from tests.support import ki
 
 TALK = ki.grounded()
@@ -175,6 +181,21 @@ def test_accuracy_is_of_the_selected_sentence():
     some = [replace(about, selected=number) for number in (0, 1, -1)]
     assert METRICS["knowledge_accuracy"].compute(some, Resources()) == pytest.approx(100 / 3)
     assert METRICS["wiki_f1_selected"].compute(some[:1], Resources()) == pytest.approx(100)
+
+
+def test_evaluation_sees_what_was_selected(selector, tmp_path):
+    which, model = selector
+    talk = TALK[:2]
+    jsonl.write(tmp_path / "test.jsonl", talk)
+    content = made.recipe("ki", f"jsonl:{tmp_path}", tmp_path, data__memory="reset", data__targets="both")
+    wanted = recipes.parse({**content, "model": {"body": "diffks"}}, "test", FineTuneRecipe)
+    fitted = Fitted(wanted, which, model, which.text.tokenizer, tmp_path, None)
+    found = evaluate(fitted, "test", agents=2, metrics=("knowledge_accuracy", "wiki_f1_selected"))
+    right = [one.selected == one.chosen for one in found.predictions]
+    assert len(right) == sum(len(one.turns) - 1 for one in talk)
+    assert all(one.selected in range(-1, 3) for one in found.predictions)
+    assert found.metrics.values["knowledge_accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    assert "DiffKS+KI" in table("ki", replace(found, facts={**found.facts, "sources": ["wow:x"]}))
 
 
 def test_it_learns_to_select_while_it_internalizes(tmp_path):
