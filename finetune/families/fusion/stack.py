@@ -49,11 +49,12 @@ class LayerCache:
     parts: Tensor | None = None
     """`[S, B, P, d]`, for a fusion that looks back."""
 
-    def reorder(self, rows: Tensor) -> None:
-        """Take over the places of other rows."""
+    def reorder(self, rows: Tensor, contexts: bool) -> None:
+        """Take over the places of other rows, and their contexts where those differ."""
         if self.own is not None:
             self.own = (self.own[0][rows], self.own[1][rows])
-        self.contexts = [(key[rows], value[rows]) for key, value in self.contexts]
+        if contexts:
+            self.contexts = [(key[rows], value[rows]) for key, value in self.contexts]
         if self.parts is not None:
             self.parts = self.parts[:, rows]
 

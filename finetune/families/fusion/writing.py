@@ -19,6 +19,7 @@ class Writer:
         self.model, self.contexts = model, list(contexts)
         self.cache = [LayerCache() for _ in range(model.shape.layers)]
         prefix = torch.tensor(model.config.reply_prefix, device=batch.labels.device)
+        self._examples = torch.arange(len(batch.labels), device=prefix.device)
         self._ids = prefix.expand(len(batch.labels), -1)
         self._kinds = torch.full_like(self._ids, model.config.reply_type)
         real = torch.ones_like(self._ids)
@@ -38,9 +39,13 @@ class Writer:
 
     def step(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Of the token after `tokens` `[N]`, with which the replies `rows` `[N]` go on, `[N, V]`."""
+        examples = self._examples[rows]
+        moved = not torch.equal(examples, self._examples)
         for layer in self.cache:
-            layer.reorder(rows)
-        self.contexts = [one.rows(rows) for one in self.contexts]
+            layer.reorder(rows, moved)
+        if moved:  # beams of one example change places at every step; what they attend to stays
+            self.contexts = [one.rows(rows) for one in self.contexts]
+            self._examples = examples
         self.seen = self.seen[rows]
         places = self.seen.sum(dim=1, keepdim=True)
         self.seen = torch.nn.functional.pad(self.seen, (0, 1), value=1)

@@ -150,13 +150,19 @@ def test_beams_follow_the_rows_that_they_grew_from(method: str):
     writer = Writer(model, fusion.contexts(which, model, batch), batch)
     with torch.no_grad():
         writer.start()
-        rows, tokens = torch.tensor([2, 0, 2]), torch.tensor([5, 6, 7])
-        found = writer.step(rows, tokens)
-        for place, (row, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
+        rows, tokens = [2, 0, 2], [5, 6, 7]
+        first = writer.step(torch.tensor(rows), torch.tensor(tokens))
+        # Places 0 and 2, beams of one row, change.
+        then = writer.step(torch.tensor([2, 1, 0]), torch.tensor([8, 9, 10]))
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             alone = Writer(model, fusion.contexts(which, model, batch), batch)
             alone.start()
-            wanted = alone.step(torch.tensor([row]), torch.tensor([token]))
-            assert torch.allclose(found[place], wanted[0], atol=1e-5)
+            assert torch.allclose(
+                first[place], alone.step(torch.tensor([row]), torch.tensor([token]))[0], atol=1e-5
+            )
+            here = 2 - place
+            after = alone.step(torch.tensor([0]), torch.tensor([8 + here]))
+            assert torch.allclose(then[here], after[0], atol=1e-5)
 
 
 def how(**changes: Any) -> GenerationSection:
