@@ -140,6 +140,9 @@ def index(
     typer.echo(
         f"  recall@1 {made.recall:.4f} against exact search, {about['queries_per_second']:,.0f} queries/s"
     )
+    typer.echo(
+        f"  the retriever finds {made.manifest['titles_found']:.1%} of the articles by their title alone"
+    )
     if made.recall < LEAST_RECALL:
         typer.echo(f"  below {LEAST_RECALL}: `membart ki annotate` will refuse it; more --probes, or Flat")
 

@@ -2,7 +2,7 @@
 
 | file | holds |
 |---|---|
-| `manifest.json` | hashes of base and retriever, FAISS factory string, recall@1, bytes, where both were |
+| `manifest.json` | hashes of base and retriever, FAISS factory string, recall@1, bytes, titles found |
 | `keys.npy` | `[N, joint_size]` float32 unit rows, memory-mapped |
 | `index.faiss` | FAISS, memory-mapped |
 """
@@ -28,7 +28,7 @@ from finetune.knowledge.parallel import in_order
 from finetune.knowledge.queries import Query, vectors
 from finetune.knowledge.retriever.model import KIND as RETRIEVER
 from finetune.knowledge.retriever.model import Retriever
-from finetune.knowledge.words import StopWords, words
+from finetune.knowledge.words import StopWords, Word, words
 from pretrain import counter
 from pretrain.errors import UserError
 
@@ -158,6 +158,7 @@ def build(
         facts = {
             "knowledge_base": base.hash,
             "retriever": mark,
+            "titles_found": round(titles_found(index, base, retriever), 4),
             "items": len(base),
             "joint_size": int(keys.shape[1]),
             "factory": factory,
@@ -219,6 +220,19 @@ def measured(index: Any, keys: np.ndarray, queries: np.ndarray) -> tuple[float, 
     found = np.einsum("ij,ij->i", queries, np.asarray(keys[np.maximum(items[:, 0], 0)]))
     hit = (items[:, 0] >= 0) & (found >= wanted - _TIE)
     return float(hit.mean()), rate
+
+
+def titles_found(index: Any, base: KnowledgeBase, retriever: Retriever) -> float:
+    """Share of up to 1,000 titles that, read alone, find their own sentence or one of equal text.
+
+    The one measure of the retriever itself that needs no labels: recall within batches is high even if it
+    reads whole sentences only and forgets the word that is asked for.
+    """
+    rows = counter.permutation(len(base), 4)[:RECALL_QUERIES]
+    names = base.names(rows)
+    asked = [Query(name, [Word(name, 0, len(name))]) for name in names]
+    _, found = index.search(np.concatenate(vectors(retriever, asked)), 1)
+    return float((base.hashes[found[:, 0]] == base.hashes[rows]).mean())
 
 
 def _same(what: str, found: str, wanted: str, folder: Path, rebuild: str) -> None:

@@ -19,6 +19,8 @@ from finetune.knowledge.index import (
     measured,
     nearest,
 )
+from finetune.knowledge.queries import Query, vectors
+from finetune.knowledge.words import Word
 from pretrain.errors import UserError
 from tests.support import knowledge
 
@@ -62,6 +64,15 @@ def test_every_sentence_has_its_key(tmp_path: Path) -> None:
     assert (index.manifest["factory"], index.manifest["items"], index.recall) == ("Flat", 64, 1.0)
     assert index.manifest["about"]["bytes"]["keys"] >= 64 * 64 * 4
     assert index.search(index.keys[:3])[0].tolist() == [0, 1, 2]
+
+
+def test_titles_alone_are_asked_for(tmp_path: Path) -> None:
+    index, base = knowledge.index(), knowledge.base()
+    names = base.names(range(64))
+    queries = [Query(name, [Word(name, 0, len(name))]) for name in names]
+    found = nearest(index.keys, np.concatenate(vectors(index.retriever, queries)))[0]
+    assert index.manifest["titles_found"] == pytest.approx((found == np.arange(64)).mean(), abs=0.02)
+    assert index.manifest["titles_found"] > 0.2
 
 
 def test_a_small_base_is_searched_whole_and_a_large_one_in_cells() -> None:
