@@ -357,6 +357,20 @@ def test_the_reply_reaches_encoder_contexts_and_fusion():
         assert any(gradient is not None and gradient.any() for gradient in reached), part
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_trains_to_nearly_the_same_loss(kind: str, method: str):
+    which, model = fusion.built(kind, fusion=method)
+    batch = fusion.batch(which, dry=1)
+    begun = fusion.memory(which, model, 4)
+    whole = model.losses(model.read(batch, begun), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.losses(model.read(batch, begun), batch)
+    assert torch.allclose(half, whole, rtol=0.05)
+    half.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 # --- switches ---
 
 
