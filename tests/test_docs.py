@@ -17,6 +17,7 @@ PAGES = [
 ]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PAGE_PATH = re.compile(r"(?<![\w/])docs/[\w/.-]+\.md")
+TEST_NAME = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 FORBIDDEN = {"pretrain": {"finetune", "tools"}, "finetune": {"tools"}}
 
 
@@ -31,6 +32,30 @@ def test_every_link_and_every_page_that_is_named_exists(page: Path) -> None:
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [path for path in PAGE_PATH.findall(text) if not (REPOSITORY / path).is_file()]
     assert not missing
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    text = (REPOSITORY / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = TEST_NAME.findall(text)
+    files = {file: REPOSITORY / file for file, _ in named}
+    assert len(files) > 40
+    assert [file for file, path in files.items() if not path.is_file()] == []
+    there = {file: functions(path) for file, path in files.items()}
+    assert [f"{file}::{name}" for file, name in named if name not in there[file]] == []
+
+
+def functions(file: Path) -> set[str]:
+    """Names of the top-level functions of a file."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_promise_without_a_test_is_no_promise() -> None:
+    text = (REPOSITORY / "docs" / "promises.md").read_text(encoding="utf-8")
+    tables = text.partition("## Only in")[0]
+    rows = [line for line in tables.splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if not row.startswith(("| promise |", "| --- |"))]
+    assert [row for row in promises if not TEST_NAME.search(row)] == []
 
 
 def imported(file: Path) -> Iterator[str]:
