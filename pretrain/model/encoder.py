@@ -49,7 +49,9 @@ class MemBartEncoder(MemBartPreTrainedModel):
         )
         self.embed_positions = BartLearnedPositionalEmbedding(config.max_position_embeddings, width)
         self.layernorm_embedding = nn.LayerNorm(width)
-        self.memory_bias = nn.Parameter(torch.zeros(1, config.memory_len, width))
+        bias = torch.zeros(1, config.memory_len, width)
+        # A parameter without elements cannot be gathered by ZeRO-3.
+        self.memory_bias = nn.Parameter(bias) if config.memory_len else nn.Buffer(bias)
         self.memory_layer_norm = MemoryLayerNorm(width)
         layer = LAYERS[config.variant]
         self.layers = nn.ModuleList([layer(config, i) for i in range(config.encoder_layers)])
