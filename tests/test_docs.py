@@ -18,6 +18,8 @@ PAGES = [
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PAGE_PATH = re.compile(r"(?<![\w/])docs/[\w/.-]+\.md")
 TEST_NAME = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
+MESSAGE = re.compile(r"^\| `([^`]+)` \|")
+VARIABLE = "\0"
 FORBIDDEN = {"pretrain": {"finetune", "tools"}, "finetune": {"tools"}}
 
 
@@ -56,6 +58,43 @@ def test_a_promise_without_a_test_is_no_promise() -> None:
     rows = [line for line in tables.splitlines() if line.startswith("| ")]
     promises = [row for row in rows if not row.startswith(("| promise |", "| --- |"))]
     assert [row for row in promises if not TEST_NAME.search(row)] == []
+
+
+def test_every_message_that_is_explained_is_one_of_the_programs() -> None:
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    tables = text.partition("## Command and recipe")[2]
+    messages = [found[1] for line in tables.splitlines() if (found := MESSAGE.match(line))]
+    assert len(messages) > 80
+    said = "\n".join(sorted(texts()))
+    unknown = [message for message in messages if not beginning(message).search(said)]
+    assert unknown == []
+
+
+def beginning(message: str) -> re.Pattern[str]:
+    """Finds a text that begins as `message` does, where `...` is anything but nothing fixed is left out."""
+    pieces = [re.escape(piece) for piece in re.split(r"\s*\.\.\.\s*", message)]
+    assert sum(map(len, pieces)) > 5, message
+    return re.compile(r"^" + r"[^\n]*".join(pieces), re.MULTILINE)
+
+
+def texts() -> set[str]:
+    """Every string of the programs, a line each, with `VARIABLE` for what is put into it."""
+    found = set()
+    for package in ("pretrain", "finetune", "tools"):
+        for file in (REPOSITORY / package).rglob("*.py"):
+            nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+            prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+            for node in nodes:
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                    found.add(" ".join(node.value.split()))
+                elif isinstance(node, ast.JoinedStr):
+                    parts = [
+                        part.value if isinstance(part, ast.Constant) else VARIABLE for part in node.values
+                    ]
+                    found.add(" ".join("".join(map(str, parts)).split()))
+    for file in (REPOSITORY / "slurm").glob("*.sh"):
+        found |= set(re.findall(r'"([^"\n]+)"', file.read_text(encoding="utf-8")))
+    return found
 
 
 def imported(file: Path) -> Iterator[str]:
