@@ -17,7 +17,7 @@ CONTEXT = 32
 SMALL = (
     "data.lanes=4", "data.agents_per_lane=8", "data.target_tokens=32", "optimizer.lr=1e-3",
     "optimizer.warmup_steps=20", "train.log_every=5", "data.validation_dialogues=32",
-    "validation.patience=null", "checkpoint.every=500", "tracking.experiment=demo",
+    "validation.patience=0", "checkpoint.every=500", "tracking.experiment=demo",
 )  # fmt: skip
 FAMILIES: dict[str, tuple[str, ...]] = {
     "membart": (
@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "fusion": ("data.context_tokens=64", "train.steps=80", "validation.every=40"),
     "persona_cvae": (
         "data.context_tokens=64", "train.steps=80", "validation.every=40", "model.min_utterances=2",
-        "model.min_response=1", "model.filter_self_centred=off", "model.inference_layers=2",
+        "model.min_response=1", 'model.filter_self_centred="off"', "model.inference_layers=2",
     ),
     "ki": (
         "data.context_tokens=64", "train.steps=80", "validation.every=40", "replay.agent_chunks=1",
