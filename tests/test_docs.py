@@ -36,6 +36,16 @@ def test_every_link_and_every_page_that_is_named_exists(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_fences_and_tables_have_lines_of_their_own(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    fences = [line for line in lines if "```" in line]
+    assert [line for line in fences if not re.fullmatch(r" *```\w*", line)] == []
+    assert len(fences) % 2 == 0
+    rules = [line for line in lines if re.search(r"\| ?---+:? ?\|", line)]
+    assert [line for line in rules if not re.fullmatch(r" *(\| ?:?---+:? ?)+\|", line)] == []
+
+
 def test_every_test_that_a_promise_names_exists() -> None:
     text = (REPOSITORY / "docs" / "promises.md").read_text(encoding="utf-8")
     named = TEST_NAME.findall(text)
