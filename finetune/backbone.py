@@ -130,8 +130,7 @@ def find(place: str, tokenizer: str | None = None) -> Backbone:
         )
     if (folder / "config.json").is_file() and not (folder / "state.json").is_file():
         return Backbone(place, None, _tokenizer(tokenizer or place))
-    saved = checkpoint.resolve(folder)
-    saved.verify()
+    saved = checkpoint.resolve_whole(folder)
     own = saved.path.parent.parent / TOKENIZER_FOLDER
     return Backbone(place, saved, _tokenizer(tokenizer or str(own)))
 

@@ -18,6 +18,7 @@ begin() {
     JOBS=$RUN.jobs/$STAGE
     HERE=$JOBS/$JOB.$RESTART
     mkdir -p "$HERE"
+    BEFORE=$(cksum "$RUN/status.json" 2>/dev/null || true) # what an earlier job of the run left
     mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     note "starts on $SLURM_JOB_NODELIST"
     set -E
@@ -133,7 +134,8 @@ conclude() {
 # again WHY: requeue a job that runs and that nobody stopped.
 again() {
     local state
-    if grep -qs '"status": "stopped"' "$RUN/status.json"; then
+    if [[ $(cksum "$RUN/status.json" 2>/dev/null) != "$BEFORE" ]] &&
+        grep -qs '"status": "stopped"' "$RUN/status.json"; then
         note "$1; stopped by control/stop, not requeued: submit again to go on"
         return 0
     fi

@@ -143,6 +143,19 @@ def test_other_folders_differ_by_what_is_in_them_and_must_not_be_empty(tmp_path:
         inputs.of_files(tmp_path / "empty")
 
 
+def test_what_a_fine_tune_reads_is_found_in_its_words(tmp_path: Path) -> None:
+    for name in ("talks", "knowledge"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("x")
+    talks, knowledge = tmp_path / "talks", tmp_path / "knowledge"
+    data = ["--data", f"jsonl:{talks}#carve=0.2", "--data", "synthetic:dialogues=50"]
+    words = ["finetune", "ki", "--from", "scratch", *data, f"model.knowledge={knowledge}"]
+    found, problems = inputs.fingerprints(words)
+    assert (sorted(found), problems) == (sorted([str(talks), str(knowledge)]), [])
+    shutil.rmtree(knowledge)
+    assert str(knowledge) in inputs.fingerprints(words)[1][0]
+
+
 def test_want_of_room_is_a_fault_of_the_node(tmp_path: Path) -> None:
     saved = tmp_path / "run" / "checkpoints" / "step-00000010"
     saved.mkdir(parents=True)

@@ -90,11 +90,15 @@ def _places(program: Sequence[str]) -> tuple[list[Path], list[Path]]:
             plain.append(word)
     if name == "finetune":
         from finetune.__main__ import resolve
+        from finetune.dialogue.load import Source
 
         start = options["--from"][-1] if options["--from"] else None
         tuned = resolve(plain[0], plain[1:], start, options["--data"])
-        sources = [source.partition(":")[2] for source in tuned.data.sources]
-        return [], [Path(place).resolve() for place in sources if place] + _local(tuned.backbone)
+        sources = [Source.parse(source) for source in tuned.data.sources]
+        read = [Path(source.absolute().place) for source in sources if not source.generated]
+        knowledge = tuned.model.get("knowledge")
+        named = [Path(str(knowledge)).resolve()] if knowledge else []
+        return [], [*read, *named, *_local(tuned.backbone)]
     from pretrain.recipe import load
 
     kept = Path(plain[0]) / "recipe.yaml"
