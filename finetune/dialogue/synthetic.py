@@ -228,6 +228,9 @@ class Grammar(Section):
     """How many words a kind of fact has."""
     persona: int = Field(default=3, ge=0, le=len(KINDS))
     """Sentences in the persona of the one who answers."""
+    wordings: int = Field(default=4, ge=1)
+    """Most ways to say a thing. With 1 nothing but the facts is left to chance: what a reply costs beyond the
+    greeting and the small talk is what was forgotten."""
 
     @model_validator(mode="after")
     def _room(self) -> Grammar:
@@ -314,14 +317,17 @@ def _dialogue(grammar: Grammar, name: str) -> Dialogue:
     }
     asked = _places(dice, grammar)
     fillers = _fillers(dice, own)
-    turns = list(_exchange(dice.choice(GREETINGS[0]), dice.choice(GREETINGS[1]), GREETINGS[1]))
+    most = grammar.wordings
+    greetings, welcomes, heard = (ways[:most] for ways in (*GREETINGS, HEARD))
+    turns = list(_exchange(dice.choice(greetings), dice.choice(welcomes), welcomes))
     for kind, value in facts.items():
-        told = dice.choice(KINDS[kind].tells).format(value)
-        turns += _exchange(told, dice.choice(HEARD), HEARD, tells={"tells": value, "kind": kind})
+        told = dice.choice(KINDS[kind].tells[:most]).format(value)
+        turns += _exchange(told, dice.choice(heard), heard, tells={"tells": value, "kind": kind})
     for exchange in range(1 + grammar.facts, max(asked) + 1):
         if exchange in asked:
             at = asked.index(exchange)
-            turns += _asking(dice, kinds[at], facts[kinds[at]], told=2 * (1 + at), answer=2 * exchange + 1)
+            fact = (kinds[at], facts[kinds[at]])
+            turns += _asking(dice, *fact, told=2 * (1 + at), answer=2 * exchange + 1, most=most)
         else:
             turns += next(fillers)
     personas = tuple(
@@ -357,10 +363,12 @@ def _fillers(dice: random.Random, own: Mapping[str, str]) -> Iterator[tuple[Turn
         yield from bag
 
 
-def _asking(dice: random.Random, kind: str, value: str, *, told: int, answer: int) -> tuple[Turn, Turn]:
-    accepted = tuple(wording.format(value) for wording in KINDS[kind].answers)
+def _asking(
+    dice: random.Random, kind: str, value: str, *, told: int, answer: int, most: int
+) -> tuple[Turn, Turn]:
+    accepted = tuple(wording.format(value) for wording in KINDS[kind].answers[:most])
     tags = {"recall": value, "kind": kind, "distance": str(answer - told), "told": str(told)}
-    return _exchange(dice.choice(KINDS[kind].asks), dice.choice(accepted), accepted, tags)
+    return _exchange(dice.choice(KINDS[kind].asks[:most]), dice.choice(accepted), accepted, tags)
 
 
 def _persona(dice: random.Random, kind: str, value: str) -> tuple[Turn, Turn]:

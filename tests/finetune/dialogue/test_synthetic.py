@@ -132,3 +132,14 @@ def test_written_and_made_on_the_fly_are_the_same(tmp_path: Path) -> None:
     assert list(load(f"synthetic:{tmp_path}/dialogues=20,seed=4", "test")) == list(
         load("synthetic:dialogues=20,seed=4", "test")
     )
+
+
+def test_with_one_wording_only_facts_and_small_talk_are_left_to_chance() -> None:
+    grammar = Grammar(dialogues=200, facts=3, near=3, far=7, persona=0, wordings=1)
+    made = generate(grammar, "train")
+    assert {dialogue.turns[0].text for dialogue in made} == {"hello !"}
+    heard = {dialogue.turns[turn].text for dialogue in made for turn in (3, 5, 7)}
+    assert heard == {"i will remember that ."}
+    asked = [turn for dialogue in made for turn in dialogue.turns if "recall" in turn.tags]
+    assert {turn.references for turn in asked} == {(turn.text,) for turn in asked}
+    assert len({turn.text.replace(turn.tags["recall"], "") for turn in asked}) == len(KINDS)
