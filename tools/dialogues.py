@@ -92,7 +92,7 @@ def make_synthetic(
     far: Annotated[int, typer.Option(help="Most turns from telling to answering.")] = 21,
     values: Annotated[int, typer.Option(help="Words that a kind of fact has: chance is one in so many.")] = 8,
     persona: Annotated[int, typer.Option(help="Persona sentences of the one who answers.")] = 3,
-    wordings: Annotated[int, typer.Option(help="Most ways to say a thing; 1 leaves only facts to chance.")] = 4,
+    wordings: Annotated[int, typer.Option(help="Most ways to say a thing; 1: only facts vary.")] = 4,
 ) -> None:
     """Make up dialogues with facts told early and asked for late; see docs/dialogues.md."""
     from finetune.dialogue import synthetic

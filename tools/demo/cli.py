@@ -30,7 +30,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
     again: Annotated[str | None, typer.Option(help="Repeat from this stage on.")] = None,
 ) -> None:
-    """Real text to shards to a MemBART, interrupted and resumed, to five fine-tuned families, with a report."""
+    """Real text to a MemBART, interrupted and resumed, to five fine-tuned families and one report."""
     place, began = Demo(folder), time.perf_counter()
     run_stages(place, STAGES, again)
     print(f"demo: {time.perf_counter() - began:.0f} s; report: {place.report}")
