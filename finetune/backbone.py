@@ -18,6 +18,7 @@ from pretrain.errors import CheckpointError, UserError
 from pretrain.export import load_model, named_tensors
 from pretrain.model import MemBartForConditionalGeneration
 from pretrain.preflight import TOKENIZER_FOLDER
+from pretrain.tracking import spool
 
 SCRATCH, HUB = "scratch", "hf:"
 
@@ -44,7 +45,11 @@ class Backbone:
     @property
     def tracking_run(self) -> str | None:
         """The MLflow run that made the checkpoint: the parent of the fine-tune's."""
-        return self.saved.state.get("tracking_run") if self.saved else None
+        if self.saved is None:
+            return None
+        # A slow server had perhaps not named the run yet when this was saved.
+        later = spool.load(spool.progress_path(self.saved.path.parent.parent), spool.Progress)
+        return self.saved.state.get("tracking_run") or (later.run_id if later else None)
 
     @cached_property
     def config(self) -> PreTrainedConfig:

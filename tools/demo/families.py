@@ -21,8 +21,8 @@ SMALL = (
 )  # fmt: skip
 FAMILIES: dict[str, tuple[str, ...]] = {
     "membart": (
-        f"data.context_tokens={CONTEXT}", "data.persona=false", "replay.horizon=4", "train.steps=400",
-        "validation.every=100", "generation.beams=1",
+        f"data.context_tokens={CONTEXT}", "data.persona=false", "replay.horizon=7", "train.steps=400",
+        "optimizer.warmup_steps=50", "optimizer.eps=1e-12", "validation.every=100", "generation.beams=1",
     ),
     "fusion": ("data.context_tokens=64", "train.steps=80", "validation.every=40"),
     "persona_cvae": (

@@ -42,7 +42,7 @@ def _shares(fusion: Any) -> list[float]:
     if isinstance(fusion, Weighted):
         factors = fusion.factors(torch.ones(1, fusion.sources, dtype=torch.bool, device=fusion.weight.device))
         factors = factors[0] / away_from_zero(factors[0].sum(dim=0, keepdim=True))
-        return [float(share) for share in factors.mean(dim=1)]
+        return [float(share) for share in factors.detach().mean(dim=1)]
     if isinstance(fusion, Linear):
         blocks = fusion.mix.weight.chunk(fusion.sources, dim=1)
         norms = torch.stack([block.float().norm() for block in blocks])
