@@ -29,6 +29,7 @@ from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream
 from pretrain.distributed import World
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 ALONE = World(rank=0, size=1, local_rank=0, address="127.0.0.1", port=0)
 
@@ -109,7 +110,7 @@ class Evaluation:
         """`evaluation.json`, `evaluation.md` (`table`) and `predictions.jsonl`, each complete or absent."""
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(folder / "predictions.jsonl", self.predictions)
-        (folder / "evaluation.md").write_text(table, encoding="utf-8")
+        write_atomically(folder / "evaluation.md", table)
         content = {
             "facts": self.facts,
             "figures": self.figures,
@@ -119,7 +120,7 @@ class Evaluation:
             "unavailable": self.metrics.unavailable,
             "computed_by": self.metrics.notes,
         }
-        (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
 
 
 def evaluate(

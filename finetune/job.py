@@ -22,10 +22,11 @@ from finetune.families import family_class
 from finetune.family import Checking, Family
 from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream, Unit
-from pretrain import checkpoint, engine, preflight, replay
+from pretrain import engine, preflight, replay
 from pretrain.checkpoint import Checkpoint
 from pretrain.distributed import World
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from pretrain.page import Section
 from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER
 from pretrain.report import save_section
@@ -173,7 +174,7 @@ class FineTuning:
     def begin_folder(self) -> None:
         folder = self.recipe.run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(folder / RECIPE_FILE, self.recipe.settled().to_yaml())
+        write_atomically(folder / RECIPE_FILE, self.recipe.settled().to_yaml())
         self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
         if self._weights is not None:
             self._weights.save(folder)

@@ -20,7 +20,6 @@ when all of it is on the disk; `latest` moves last. A checkpoint that is pruned 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -41,6 +40,7 @@ from torch import Tensor
 
 from pretrain.attempt import Attempt
 from pretrain.errors import CheckpointError
+from pretrain.files import digest, sync, write_atomically
 
 _NAME = re.compile(r"step-(\d{8})")
 _COMMIT = "COMMIT.json"
@@ -217,7 +217,7 @@ class Draft:
             raise OSError(str(error)) from None
         # The library's files are for their owner alone; ours are for whoever may enter the folder.
         path.chmod(self.folder.stat().st_mode & 0o666)
-        _sync(path)
+        sync(path)
         return {name: mark(path)}
 
     def text(self, name: str, content: str) -> dict[str, Mark]:
@@ -241,7 +241,7 @@ class Draft:
                 _take_away(self.final, self.attempt)
             self.attempt.require_newest()
             os.rename(self.folder, self.final)
-            _sync(self.final.parent)
+            sync(self.final.parent)
         # A hint for people: a disk that is full by now does not undo the commit.
         with contextlib.suppress(OSError):
             write_atomically(self.final.parent / _LATEST, self.final.name + "\n")
@@ -251,6 +251,11 @@ class Draft:
     def discard(self) -> None:
         """Rank 0, when it will not be committed: give its room back."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def mark(path: Path) -> Mark:
+    """What the commit mark says of a file as it is now."""
+    return Mark(path.stat().st_size, digest(path))
 
 
 def committed(run_dir: Path) -> list[Checkpoint]:
@@ -356,10 +361,6 @@ def resolve(path: Path) -> Checkpoint:
     return found
 
 
-def mark(path: Path) -> Mark:
-    return Mark(path.stat().st_size, digest(path))
-
-
 def resolve_whole(path: Path) -> Checkpoint:
     """As `resolve`, with every file compared; damaged ones in a run folder are warned of and passed over.
 
@@ -387,22 +388,6 @@ def _best(newest: Checkpoint) -> Checkpoint:
     return newest
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Replace `path` with `content`: complete or untouched, and on the disk when this returns."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    _sync(path.parent)
-
-
 def _folders(run_dir: Path) -> list[Path]:
     folder = run_dir / "checkpoints"
     return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
@@ -415,11 +400,3 @@ def _take_away(path: Path, attempt: Attempt) -> None:
     shutil.rmtree(away, ignore_errors=True)
     os.rename(path, away)
     shutil.rmtree(away, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

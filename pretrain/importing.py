@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
-from pretrain.checkpoint import digest
 from pretrain.corpus.tokenizer import load_tokenizer
 from pretrain.errors import CheckpointError, UserError
 from pretrain.export.folder import check_room, complete_or_absent, known_dtype
 from pretrain.export.kind import probe
 from pretrain.export.weights import GENERATION_FILE, named_tensors
+from pretrain.files import digest
 from pretrain.model import convert
 from pretrain.model.configuration import MemBartConfig
 from pretrain.model.modeling import MemBartForConditionalGeneration

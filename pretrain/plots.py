@@ -6,8 +6,8 @@ touches its global state, so plots may be drawn from any thread.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -27,6 +27,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import NDArray
 
+from pretrain.files import write_atomically
 from pretrain.tracking.history import History, Series
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B7280"
@@ -256,8 +257,8 @@ def _percent(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    aside = path.with_name(f"{path.name}.new")
+    picture = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(aside, format="png", dpi=_DPI)
-    os.replace(aside, path)
+    figure.savefig(picture, format="png", dpi=_DPI)
+    write_atomically(path, picture.getvalue())
     return path

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain import build, checkpoint, flops
+from pretrain import build, flops
 from pretrain.corpus.shardset import ShardSet
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
 from pretrain.dispatch.faults import Tolerance
 from pretrain.dispatch.plan import realised_mixture
 from pretrain.distributed import World
+from pretrain.files import write_atomically
 from pretrain.model.loss import IGNORED
 from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER, Plan
 from pretrain.recipe import Recipe
@@ -120,7 +121,7 @@ class Pretraining:
         shards = tuple(str(Path(folder).resolve()) for folder in self.recipe.data.shards)
         data = self.recipe.data.model_copy(update={"shards": shards})
         stored = self.recipe.model_copy(update={"data": data})
-        checkpoint.write_atomically(self.recipe.run_dir / RECIPE_FILE, stored.to_yaml())
+        write_atomically(self.recipe.run_dir / RECIPE_FILE, stored.to_yaml())
         self.shard_set.tokenizer().save(self.recipe.run_dir / TOKENIZER_FOLDER)
 
     def tags(self) -> dict[str, str]:

@@ -13,7 +13,6 @@ a page that the caller names.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from pretrain.account import account
 from pretrain.console import short_number
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from pretrain.page import Content, Section, one_run, several_runs
 from pretrain.plots import write_plots
 from pretrain.tracking import METRICS_FILE, spool
@@ -53,7 +53,7 @@ def save_section(run_dir: Path, name: str, section: Section) -> None:
     """Leave a section in the run folder for every later report; one of the same name is replaced."""
     path = run_dir / _SECTIONS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(asdict(section), indent=1))
+    write_atomically(path, json.dumps(asdict(section), indent=1))
 
 
 def read_section(path: Path) -> Section:
@@ -106,7 +106,7 @@ def write_report(
         places=located,
         recipe=_recipe(run_dir),
     )
-    _write(page, one_run(content))
+    write_atomically(page, one_run(content))
     return Report(page, content, _text(content))
 
 
@@ -120,7 +120,7 @@ def write_comparison(run_dirs: Sequence[Path], page: Path, title: str = "Runs") 
     facts = [_compared(report.content) for report in reports]
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        _write(page, several_runs(title, facts, [report.content for report in reports]))
+        write_atomically(page, several_runs(title, facts, [report.content for report in reports]))
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(page)) from None
     return reports
@@ -236,9 +236,3 @@ def _text(run: Content) -> str:
         if section.text:
             lines += ["", section.title, *(f"  {line}" for line in section.text.splitlines())]
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, content: str) -> None:
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(content, encoding="utf-8")
-    os.replace(aside, path)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pretrain import errors
 from pretrain.attempt import Attempt
-from pretrain.checkpoint import write_atomically
+from pretrain.files import write_atomically
 
 STATUS_FILE = "status.json"
 

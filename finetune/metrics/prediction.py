@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pretrain.checkpoint import write_atomically
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from pretrain.corpus.encode import Encoded, Task
 from pretrain.corpus.manifest import BuildPlan, SourceCounts, make_manifest
 from pretrain.corpus.pool import encode_here, encode_in_workers
 from pretrain.corpus.shardset import MANIFEST, TOKENIZER, ShardInfo, Window, read_manifest
-from pretrain.corpus.shardwriter import ShardWriter, write_aside
+from pretrain.corpus.shardwriter import ShardWriter
 from pretrain.corpus.sources import Inputs, SourceSpec, expand
 from pretrain.corpus.state import BuildState
 from pretrain.corpus.tasks import tasks
 from pretrain.corpus.tokenizer import Tokenizer, load_tokenizer
 from pretrain.corpus.workshop import REJECTS, STATE, already_built, clear, discard, publish, workshop
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 SAVE_SECONDS = 5.0
 RATE_FLOOR = 1000
@@ -188,7 +189,7 @@ class _Build:
         self._rejects.flush()
         os.fsync(self._rejects.fileno())
         manifest = make_manifest(self._plan, self._plan_hash, self._tokenizer, self._counts, self._shards)
-        write_aside(self._folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_atomically(self._folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         return True
 
     def losses(self) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pretrain.corpus.shardset import INDEX_DTYPE, ShardInfo, index_name, pack_index
 from pretrain.errors import UserError
+from pretrain.files import sync, write_atomically
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_TAR = bytes(2 * BLOCK)
@@ -41,7 +42,7 @@ class ShardWriter:
         if kept_bytes:
             self._recover(kept_bytes)
         self._file = self._partial.open("ab" if kept_bytes else "wb")
-        sync_folder(self._final.parent)
+        sync(self._final.parent)
 
     def add(self, document: int, tokens: np.ndarray) -> None:
         """Append one document: its id and its body tokens."""
@@ -63,9 +64,9 @@ class ShardWriter:
         size = self.flush()
         self._file.close()
         rows = np.array(self._rows, dtype=INDEX_DTYPE)
-        write_aside(self._index, pack_index(rows))
+        write_atomically(self._index, pack_index(rows))
         os.replace(self._partial, self._final)
-        sync_folder(self._final.parent)
+        sync(self._final.parent)
         return ShardInfo(
             self.name,
             self._split,
@@ -134,25 +135,6 @@ def read_members(file: BinaryIO) -> Iterator[tuple[str, int, np.ndarray]]:
         tokens = np.lib.format.read_array(stream, allow_pickle=False)
         file.seek(-member.size % BLOCK, os.SEEK_CUR)
         yield member.name.removesuffix(".npy"), at + BLOCK + member.size - tokens.nbytes, tokens
-
-
-def write_aside(file: Path, data: bytes) -> None:
-    """Write a file so that it is complete or absent, whatever happens."""
-    aside = file.with_name(file.name + ".partial")
-    with aside.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring names created or replaced in `folder` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def member_head(source: str, document: int, length: int, dtype: np.dtype[Any]) -> bytes:

@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ class Tokenizer:
             "tokenizer_config.json": json.dumps(self._config(), indent=2) + "\n",
         }
         for name, content in files.items():
-            (folder / name).write_text(content, encoding="utf-8", newline="\n")
+            write_atomically(folder / name, content)
 
     def hf(self) -> PreTrainedTokenizerBase:
         """The same tokenizer as a `transformers` object (imports transformers: slow)."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.corpus.shardset import MANIFEST, read_manifest
-from pretrain.corpus.shardwriter import sync_folder
 from pretrain.errors import UserError
+from pretrain.files import sync
 
 LOCK, STATE, REJECTS = "lock", "state.sqlite", "rejects.jsonl"
 AGAIN = "run the same command again to go on from the last saved point"
@@ -76,9 +76,9 @@ def publish(folder: Path, target: Path) -> None:
     for file in folder.glob(f"{STATE}*"):
         file.unlink()
     (folder / LOCK).unlink(missing_ok=True)
-    sync_folder(folder)
+    sync(folder)
     os.rename(folder, target)
-    sync_folder(target.absolute().parent)
+    sync(target.absolute().parent)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 
 FOLDER = "tracking"
 
@@ -76,12 +77,7 @@ def lock_path(run_dir: Path) -> Path:
 def save(path: Path, record: RunRecord | Progress) -> None:
     """Write a record so that a reader, or a crash, finds the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with aside.open("w", encoding="utf-8") as stream:
-        json.dump(asdict(record), stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    write_atomically(path, json.dumps(asdict(record), indent=1))
 
 
 def load(path: Path, kind: type[T]) -> T | None:

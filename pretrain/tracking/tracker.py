@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain.files import write_atomically
 from pretrain.tracking import spool
 from pretrain.tracking.background import UploadThread
 from pretrain.tracking.destination import local_store, resolve, view_hint, without_credentials
@@ -156,9 +156,7 @@ class Tracker:
 def _queue_params(run_dir: Path, params: Mapping[str, str]) -> None:
     """The whole parameters as an artifact: servers cut long values, and keep only the first attempt's."""
     path = run_dir / spool.FOLDER / "params.json"
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(json.dumps(dict(params), indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(aside, path)
+    write_atomically(path, json.dumps(dict(params), indent=1, sort_keys=True))
     spool.queue_artifact(run_dir, path, "")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 from tenacity.stop import stop_base
 
+from pretrain.files import sync
 from pretrain.tracking import spool
 from pretrain.tracking.destination import without_credentials
 from pretrain.tracking.locks import file_lock
@@ -166,11 +167,7 @@ class Uploader:
             self._history.get(point.name, set()).add(point.step)
         self._progress.offsets[path.name] = offset
         # Never remember as sent what a power failure could still take out of the file.
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
         spool.save(spool.progress_path(self.run_dir), self._progress)
 
     def _send_artifacts(self, store: Store, run_id: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pretrain import checkpoint, memory, recipe
+from pretrain import checkpoint, files, memory, recipe
 from pretrain.distributed import World
 from pretrain.errors import EXIT_USER_ERROR
 from pretrain.pulse import Standing
@@ -35,7 +35,7 @@ def computed(run_dir: Path) -> tuple[list[str], dict[str, str]]:
     saved = checkpoint.resolve(run_dir)
     return (
         [float(line[name]).hex() for line in lines for name in names if name in line],
-        {file.name: checkpoint.digest(file) for file in saved.path.glob("*.safetensors")},
+        {file.name: files.digest(file) for file in saved.path.glob("*.safetensors")},
     )
 
 
@@ -43,10 +43,10 @@ def test_training_is_the_same_to_the_last_bit_with_and_without(shards: Path, tmp
     """Dropout is on, so that a generator that moved would be seen; moments and weights are compared too."""
     forked.run(rehearsal_ranks.main, (tmp_path, shards, CONFIGURATIONS), 2)
     for configuration in CONFIGURATIONS:
-        numbers, files = computed(tmp_path / f"{configuration}-with")
-        assert (numbers, files) == computed(tmp_path / f"{configuration}-without")
+        numbers, digests = computed(tmp_path / f"{configuration}-with")
+        assert (numbers, digests) == computed(tmp_path / f"{configuration}-without")
         assert len(numbers) == 7
-        assert len(files) == 5
+        assert len(digests) == 5
 
 
 def test_want_of_memory_is_one_line_before_any_data_are_read(shards: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pretrain import checkpoint
+from pretrain import checkpoint, files
 from tests.support import tiny
 
 FIGURES = ("loss", "gradient_norm", "memory_gradient_norm", "target_tokens", "validation/loss")
@@ -57,8 +57,8 @@ def _position(saved: checkpoint.Checkpoint) -> dict[str, Any]:
 def same_to_the_bit(mine: Path, theirs: Path) -> bool:
     """Whether two finished runs computed the same: every loss and norm, and every tensor at the end."""
     a, b = checkpoint.resolve(mine), checkpoint.resolve(theirs)
-    files = sorted(file.name for file in b.path.glob("*.safetensors"))
-    assert files == sorted(file.name for file in a.path.glob("*.safetensors"))
+    names = sorted(file.name for file in b.path.glob("*.safetensors"))
+    assert names == sorted(file.name for file in a.path.glob("*.safetensors"))
     assert numbers(mine) == numbers(theirs)
     assert _position(a) == _position(b)
-    return all(checkpoint.digest(a.path / name) == checkpoint.digest(b.path / name) for name in files)
+    return all(files.digest(a.path / name) == files.digest(b.path / name) for name in names)

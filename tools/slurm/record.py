@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretrain.checkpoint import write_atomically
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from tools.slurm.chain import Active, Key
 from tools.slurm.queue import Entry
 

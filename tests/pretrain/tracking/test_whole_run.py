@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pretrain import checkpoint, recipe
+from pretrain import checkpoint, files, recipe
 from pretrain.tracking.system import node_name
 from tests.support import faults, forked, tiny
 
@@ -72,4 +72,4 @@ def test_attempts_are_one_run_with_its_tags_its_parent_its_plots_and_its_last_ch
         store.client.download_artifacts(run.info.run_id, f"checkpoints/{saved.path.name}", str(tmp_path))
     )
     for path in saved.path.iterdir():
-        assert checkpoint.digest(kept / path.name) == checkpoint.digest(path)
+        assert files.digest(kept / path.name) == files.digest(path)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pretrain import distributed
-from pretrain.checkpoint import write_atomically
 from pretrain.distributed import World
 from pretrain.errors import EXIT_FAILURE, EXIT_OK, UserError
+from pretrain.files import write_atomically
 from tools.slurm import lead
 from tools.slurm.preflight import facts, network, verdict
 from tools.slurm.preflight.facts import Facts, Limits
