@@ -13,7 +13,6 @@ import numpy as np
 from pretrain import attempt, build, checkpoint, engine, flops, planning, recipe
 from pretrain.corpus.shardset import ShardSet, Window
 from pretrain.dispatch import plan as dispatch
-from pretrain.dispatch.segments import segment_count
 from pretrain.errors import UserError
 from pretrain.model.configuration import MemBartConfig
 from pretrain.recipe import Recipe, RunRecipe
@@ -173,7 +172,7 @@ def _steps_per_epoch(plan: Plan) -> str:
     if plan.shard_set is None:
         return "unknown until data.shards is set"
     segments = sum(
-        int(segment_count(plan.shard_set.lengths(shard).astype(np.int64), plan.window).sum())
+        int(plan.window.segments(plan.shard_set.lengths(shard).astype(np.int64)).sum())
         for shard in plan.shard_set.select("train")
     )
     steps = segments / (plan.recipe.agents * plan.recipe.replay.horizon)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from pretrain.corpus.shardset import ShardInfo, Window
 from pretrain.dispatch.plan import Plan
-from pretrain.dispatch.segments import segment_bounds, segment_count
 from pretrain.errors import UserError
 
 FAR = 1_000_000
@@ -84,7 +83,7 @@ def follow_epoch(plan: Plan, ranks: int) -> Epoch:
             live_rows += int(live.sum())
             ends[live.reshape(-1, agents).any(axis=1)] = timestep
             if live.all():
-                start, stop = segment_bounds(step.length, step.segment, window)
+                start, stop = window.bounds(step.length, step.segment)
                 sizes = (stop - start + 2).reshape(ranks, -1)
                 widths = -(-sizes.max(axis=1) // 8) * 8
                 real += int(sizes.sum())
@@ -106,7 +105,7 @@ def fast_forward(plan: Plan, timesteps: int) -> dict[str, Any]:
                 raise UserError("the lane ends before that timestep", where="simulate")
             queue.serve(drawn)
             holds[agent] = [drawn.shard, drawn.document, drawn.epoch, begin]
-            heapq.heapreplace(free, (begin + segment_count(drawn.length, plan.window), agent))
+            heapq.heapreplace(free, (begin + plan.window.segments(drawn.length), agent))
         rows = [[shard, document, epoch, timesteps - 1 - begin] for shard, document, epoch, begin in holds]
         lanes[str(lane)] = {**queue.state(), "agents": rows}
     return {"timestep": timesteps, "lanes": lanes}

@@ -15,10 +15,11 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from pretrain.corpus.tokenizer import Tokenizer, load_tokenizer, token_dtype
 from pretrain.errors import ShardError, UserError
@@ -31,10 +32,16 @@ REBUILD = "restore the file or build the set again (`membart shards verify` list
 CACHED_SHARDS = 64
 """Indexes and memory maps kept open by one `ShardSet`: bounds memory and file descriptors."""
 
+Length = TypeVar("Length", int, NDArray[np.int64])
+
 
 @dataclass(frozen=True)
 class Window:
-    """How documents are cut into segments: `size` counts `<s>` and `</s>`; neighbours share `overlap`."""
+    """How documents are cut into segments: `size` counts `<s>` and `</s>`; neighbours share `overlap`.
+
+    A document ends with the first segment that reaches its end; that last one may be short and is kept: 1,000
+    tokens under 512/128 are (0, 510) (382, 892) (764, 1000).
+    """
 
     size: int = 512
     overlap: int = 128
@@ -56,9 +63,21 @@ class Window:
         """Distance between the starts of neighbouring segments."""
         return self.body - self.overlap
 
-    def segments(self, length: int) -> int:
-        """Number of segments of a document of `length` body tokens; the last one may be short."""
-        return 1 + max(0, -(-(length - self.body) // self.step)) if length else 0
+    def segments(self, length: Length) -> Length:
+        """Segments of a document of `length` body tokens: none if it is empty, one if it fits a window.
+
+        A number, or int64 `[n]` for as many documents.
+        """
+        beyond = -(-(length - self.body) // self.step)
+        if isinstance(length, int):
+            return 1 + max(beyond, 0) if length else 0
+        return np.where(length == 0, 0, 1 + np.maximum(beyond, 0))
+
+    def bounds(self, length: Length, segment: Length) -> tuple[Length, Length]:
+        """(start, stop) of a segment in the body tokens of a document of `length`; numbers or int64 `[n]`."""
+        start = segment * self.step
+        stop = start + self.body
+        return start, min(stop, length) if isinstance(stop, int) else np.minimum(stop, length)
 
 
 @dataclass(frozen=True)

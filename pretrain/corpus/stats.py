@@ -117,7 +117,7 @@ def _source(
         sum(info.split == split and info.source == source for info in shards.shards),
         len(lengths),
         tokens,
-        int(_segment_counts(lengths, shards.window).sum()),
+        int(shards.window.segments(lengths).sum()),
         tokens / all_tokens,
         len(lengths) / all_documents,
         int(lengths.min()),
@@ -127,13 +127,8 @@ def _source(
     )
 
 
-def _segment_counts(lengths: np.ndarray, window: Window) -> np.ndarray:
-    distinct, where = np.unique(lengths, return_inverse=True)
-    return np.array([window.segments(int(length)) for length in distinct], dtype=np.int64)[where]
-
-
 def _epoch(lengths: np.ndarray, window: Window, batch: int, horizon: int, pad_multiple: int) -> EpochCost:
-    counts = _segment_counts(lengths, window)
+    counts = window.segments(lengths)
     segments = int(counts.sum())
     last = lengths - (counts - 1) * window.step + SPECIALS
     of_length = np.bincount(last, minlength=window.size + 1).astype(float)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pretrain.corpus.shardset import ShardSet, Window
 from pretrain.dispatch.lanes import I64
 from pretrain.dispatch.plan import Timestep
-from pretrain.dispatch.segments import segment_bounds
 from pretrain.noise import Noise, Tokens
 
 Objective = Literal["denoise", "recall"]
@@ -87,7 +86,7 @@ class Gatherer:
 
     def _cut(self, length: I64, segment: I64) -> tuple[Tokens, I64]:
         """Tokens of a segment of each row, end to end, and how many of each `[rows]`; none for segment -1."""
-        start, stop = segment_bounds(length, segment, self._window)
+        start, stop = self._window.bounds(length, segment)
         start, stop = np.maximum(start, 0), np.where(segment < 0, 0, stop)
         lengths = np.maximum(stop - start, 0)
         pieces = [

@@ -15,7 +15,6 @@ import numpy as np
 from pretrain.corpus.shardset import Window
 from pretrain.dispatch.faults import Fault
 from pretrain.dispatch.lanes import I64, LaneQueue, Library
-from pretrain.dispatch.segments import segment_count
 
 
 def pass_timesteps(
@@ -54,7 +53,7 @@ def lane_loads(library: Library, epochs: int, window: Window) -> tuple[I64, I64]
                     if isinstance(shuffled, Fault):
                         continue
                     lengths, piece = shuffled.lengths, shuffled.begins * lanes // total
-                counts, lane = segment_count(lengths, window), (piece - epoch) % lanes
+                counts, lane = window.segments(lengths), (piece - epoch) % lanes
                 np.add.at(segments, lane, counts if len(lane) > 1 else counts.sum())
                 np.maximum.at(longest, lane, counts if len(lane) > 1 else counts.max())
     return segments, longest
@@ -64,5 +63,5 @@ def _lane_end(queue: LaneQueue, agents: int, window: Window) -> int:
     free = [0] * agents
     while (drawn := queue.pop()) is not None:
         queue.serve(drawn)
-        heapq.heapreplace(free, free[0] + segment_count(drawn.length, window))
+        heapq.heapreplace(free, free[0] + window.segments(drawn.length))
     return max(free)

@@ -18,7 +18,6 @@ from pretrain.corpus.shardset import Window
 from pretrain.dispatch.faults import Fault, Tolerance
 from pretrain.dispatch.horizon import pass_timesteps
 from pretrain.dispatch.lanes import I64, LaneQueue, Library, MixtureUnit, Plannable
-from pretrain.dispatch.segments import segment_count
 from pretrain.errors import CheckpointError, ShardError, UserError
 
 Inspect = Callable[[int, int], Fault | None]
@@ -188,7 +187,7 @@ class Plan:
     def _place(self, row: int, shard: int, document: int, epoch: int, segment: int, length: int) -> None:
         self._shard[row], self._document[row], self._epoch[row] = shard, document, epoch
         self._segment[row], self._length[row] = segment, length
-        self._count[row] = segment_count(length, self.window)
+        self._count[row] = self.window.segments(length)
 
     def _look_again(self) -> None:
         """After a resume: an agent whose half-read document has become unreadable goes on to the next one."""

@@ -23,7 +23,6 @@ from pretrain.corpus.sources import SourceSpec
 from pretrain.corpus.texts import source_texts
 from pretrain.corpus.tokenizer import train_tokenizer
 from pretrain.dispatch import Dispatcher
-from pretrain.dispatch.segments import segment_bounds, segment_count
 from pretrain.noise import NoiseConfig, Vocabulary
 from tools.bench.webdataset_pipeline import pipeline
 
@@ -121,8 +120,8 @@ def copies(shard_set: ShardSet, rows: int) -> Iterator[int]:
     for shard in shard_set.select("train"):
         for document, length in enumerate(shard_set.lengths(shard).tolist()):
             tokens = shard_set.tokens(shard, document)
-            for index in range(segment_count(length, window)):
-                start, stop = segment_bounds(length, index, window)
+            for index in range(window.segments(length)):
+                start, stop = window.bounds(length, index)
                 segments.append(tokens[start:stop])
     while True:
         for begin in range(0, len(segments) - rows + 1, rows):

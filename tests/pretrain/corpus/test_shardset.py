@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pretrain.corpus import shardset as module
 from pretrain.corpus.build import build
@@ -211,22 +209,3 @@ def test_a_changed_tokenizer_is_noticed(copy: Path) -> None:
     train_tokenizer([text_of(1)], 300).save(copy / "tokenizer")
     with pytest.raises(ShardError, match="not the one the shards were made with"):
         ShardSet.open(copy).tokenizer()
-
-
-@given(st.integers(0, 5000), st.integers(3, 600), st.data())
-def test_segments_cover_a_document_once(length: int, size: int, data: st.DataObject) -> None:
-    window = Window(size, data.draw(st.integers(0, size - 3)))
-    count = window.segments(length)
-    covered = 0
-    for segment in range(count):
-        start = segment * window.step
-        assert covered < length or segment == 0
-        assert start <= covered
-        covered = min(length, start + window.body)
-    assert covered == length
-
-
-def test_impossible_windows() -> None:
-    for size, overlap in ((2, 0), (512, 510), (512, -1)):
-        with pytest.raises(UserError, match="impossible"):
-            Window(size, overlap)

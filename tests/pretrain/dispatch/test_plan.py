@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pretrain.corpus.shardset import Window
 from pretrain.dispatch.lanes import LaneQueue
 from pretrain.dispatch.plan import Plan, lanes_of, merge_states
-from pretrain.dispatch.segments import segment_count
 from pretrain.errors import CheckpointError, UserError
 
 Row = tuple[int, int, int, int, int]
@@ -54,7 +53,7 @@ class Case:
             for epoch in range(epochs)
             for shard, (_, lengths) in enumerate(self.shards)
             for document, length in enumerate(lengths)
-            for segment in range(segment_count(length, self.window))
+            for segment in range(self.window.segments(length))
         )
 
 
@@ -95,7 +94,7 @@ def test_an_epoch_gives_every_segment_once_in_order_by_one_agent(memory_set, cas
         for before, after in pairwise(column):
             goes_on = after[:3] == before[:3] and after[3] == before[3] + 1
             whole = before == DRY or (
-                before[3] + 1 == segment_count(case.shards[before[0]][1][before[1]], case.window)
+                before[3] + 1 == case.window.segments(case.shards[before[0]][1][before[1]])
             )
             assert after == DRY if before == DRY else goes_on or (whole and (after == DRY or after[3] == 0))
 
@@ -168,9 +167,7 @@ def test_agents_pop_their_lanes_queue_by_number_in_the_timestep_they_end(memory_
         documents = []
         while (drawn := queue.pop()) is not None:
             queue.serve(drawn)
-            documents.append(
-                (drawn.shard, drawn.document, drawn.epoch, segment_count(drawn.length, case.window))
-            )
+            documents.append((drawn.shard, drawn.document, drawn.epoch, case.window.segments(drawn.length)))
         queues.append(documents)
     agents: list[list[Row]] = [[] for _ in range(case.lanes * case.agents)]
     while any(queues) or any(agents):
