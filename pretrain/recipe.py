@@ -55,9 +55,11 @@ class DataSection(Section):
     mixture: dict[str, float] | None = None
     """Weight of each source; unset: every source by its size."""
     mixture_unit: Literal["tokens", "documents"] = "tokens"
+    """What the weights of `mixture` are shares of."""
     lanes: int = Field(gt=0)
     """Groups of agents with a document queue of their own; fixed for the life of a run, on any ranks."""
     agents_per_lane: int = Field(gt=0)
+    """Batch rows of a lane: each follows one document at a time."""
     window: int | None = Field(default=None, gt=2)
     """Tokens of a segment, `<s>` and `</s>` included; unset: the shard set's."""
     overlap: int | None = Field(default=None, ge=0)
@@ -95,9 +97,13 @@ class ReplaySection(Section):
 
 class OptimizerSection(Section):
     lr: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
     eps: float = Field(default=1e-8, gt=0)
+    """Of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW; biases and LayerNorms are spared."""
     rates: dict[str, float] = Field(default_factory=dict)
     """Factors on `lr` for modules, by a part of their dotted path; the first that fits counts."""
     decay_all: bool = False
@@ -105,6 +111,7 @@ class OptimizerSection(Section):
     gradient_clipping: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Updates in which the learning rate grows linearly to `lr`."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: linearly to zero at the last update, or constant."""
 
@@ -113,6 +120,7 @@ class TrainSection(Section):
     steps: int = Field(gt=0)
     """Optimizer steps (updates) of the whole run."""
     seed: int = 1
+    """Of weights, noise, dropout and the order of documents."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs matrix products under autocast over fp32 weights."""
     deepspeed: str = "zero2"
@@ -120,6 +128,7 @@ class TrainSection(Section):
     compile: bool = False
     """`torch.compile` the layers; worth it with `data.static_shapes` and many updates."""
     log_every: int = Field(default=1, gt=0)
+    """Updates between records of the training figures."""
     max_skipped_in_a_row: int = Field(default=20, gt=0)
     """Stop after so many updates in a row whose loss or gradient was not finite."""
     collective_timeout: int = Field(default=1800, gt=0)
@@ -148,16 +157,20 @@ class ValidationSection(Section):
 
 class CheckpointSection(Section):
     every: int = Field(default=1000, gt=0)
+    """Updates between checkpoints."""
     asynchronous: bool = True
     """Training goes on while a copy of a rank's optimizer state, in host memory, is written."""
     keep_last: int = Field(default=2, ge=2)
+    """Newest checkpoints that are kept."""
     keep_every: int = Field(default=0, ge=0)
     """Also keep each checkpoint whose update is a multiple of this; 0: none."""
 
 
 class TrackingSection(Section):
     experiment: str = "membart"
+    """Name of the MLflow experiment."""
     mlflow: bool = True
+    """Send figures to MLflow; `metrics.jsonl` is written either way."""
     artifacts: Literal["none", "plots", "checkpoints"] = "plots"
     """What MLflow gets at the end of the run: `plots` and what the last checkpoint says of itself, or all of
     the last checkpoint's files too."""
@@ -167,6 +180,7 @@ class RunRecipe(Section, ABC):
     """What every run has, whatever it trains; pretraining and fine-tuning add their model and data."""
 
     name: str
+    """The run's folder below `root`, and its name in MLflow."""
     root: str = "runs"
     """Folder of runs; this run is `root/name`, the local MLflow store `root/mlflow.db`."""
     replay: ReplaySection = ReplaySection()

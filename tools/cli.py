@@ -9,7 +9,7 @@ import typer
 from finetune.__main__ import finetune
 from pretrain.__main__ import pretrain
 from pretrain.errors import UserError
-from tools import dialogues, export, fill, finetuning, knowledge, shards, simulate, study, tracking
+from tools import dialogues, export, fill, finetuning, keys, knowledge, shards, simulate, study, tracking
 from tools.bench import cli as bench
 from tools.demo.cli import demo
 from tools.plan import cli as planning
@@ -37,6 +37,7 @@ app.command()(tracking.report)
 app.command()(tracking.sync)
 app.command()(planning.plan)
 app.command()(simulate.simulate)
+app.command()(keys.keys)
 app.command()(demo)
 app.add_typer(bench.app, name="bench", help="Measure speed and memory, as ratios in one run.")
 app.add_typer(slurm.app, name="slurm", help="The pipeline as cluster jobs: submit, status, cancel.")

@@ -11,8 +11,22 @@ from tools.bench.latency import latency
 from tools.bench.model import attention, loss
 from tools.bench.replay import replay
 from tools.bench.shards import shards
+from tools.bench.startup import startup
+from tools.bench.targets import targets
 from tools.bench.tracking import tracking
 
 app = typer.Typer(no_args_is_help=True)
-for benchmark in (attention, checkpoint, data, dior, latency, loss, replay, shards, tracking):
+for benchmark in (
+    attention,
+    checkpoint,
+    data,
+    dior,
+    latency,
+    loss,
+    replay,
+    shards,
+    startup,
+    targets,
+    tracking,
+):
     app.command()(benchmark)
