@@ -60,13 +60,18 @@ class DiorSettings(Section):
     """False: the backbone gives its sizes and its tokenizer, no weights (Table 3, without PLM)."""
 
     latent_size: int = Field(default=64, gt=0)
+    """Dimensions of a group of latents."""
     groups: Groups = "all"
+    """`all`: a group for each layer; `last`: one in all, from the last encoder layer, as Optimus has it."""
     posterior_width: int = Field(default=768, gt=0)
+    """Hidden units of the posterior's networks."""
     latent_init_std: float = Field(default=0.02, gt=0)
+    """Spread of the fresh weights; wider for narrow models, where 0.02 lets next to nothing through."""
 
     prior: Prior = "diffusion"
     """`standard` is Table 3 without diffusion."""
     diffusion_steps: int = Field(default=50, gt=0)
+    """T; the same in training and sampling."""
     schedule: Schedule = "scaled"
     """`scaled` to the steps, 0.002 to 0.4 for 50; `paper`: as printed, leaving signal at the end."""
     beta_start: float | None = Field(default=None, gt=0, lt=1)
@@ -74,25 +79,39 @@ class DiorSettings(Section):
     beta_end: float | None = Field(default=None, gt=0, lt=1)
     """The same."""
     denoiser_width: int = Field(default=1024, gt=0)
+    """Hidden units of the denoiser."""
     prior_weighting: Weighting = "vlb"
+    """How the denoiser's error counts: as in the bound (`vlb`), 1/(2 beta_t) (`paper`), 1/2 (`simple`)."""
     timestep_sampler: TimestepSampler = "importance"
+    """How often each diffusion step is trained on: by its share in the loss, or all alike."""
     guidance_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of rows whose condition the denoiser does not see in training."""
     guidance_weight: float = 0.1
+    """How far sampling goes beyond the conditional estimate, away from the unconditional one."""
     sampler_eta: float = Field(default=1.0, ge=0, le=1)
+    """Noise of the reverse steps: 1 is ancestral sampling, 0 deterministic."""
     detach_latent_in_prior: bool = False
+    """Cut the gradient from the prior to the posterior; an experiment only: variances run away."""
 
     self_infusion: bool = True
+    """Latents as a prefix of the decoder's self-attention."""
     cross_infusion: bool = True
+    """Latents as a row of the decoder's cross-attention memory."""
     separate_infusion_projections: bool = False
+    """A projection of its own for each of the two infusions."""
     cross_memory_dropout: float = Field(default=0.7, ge=0, le=1)
     """0 is Table 3 without memory dropout."""
     cross_memory_scope: DropoutScope = "all"
+    """`all` drops MemBART's slots as well, `tokens` spares them."""
     pool_memory_slots: bool = False
+    """Let the context's pooling see MemBART's slots too."""
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of a token's probability that is spread over all words."""
     kl_anneal_steps: int = Field(default=20_000, ge=0)
     """Updates in which the weight of the divergence grows from 0 to `kl_weight`."""
     kl_weight: float = Field(default=1.0, ge=0)
+    """Weight of the divergence once annealing is over."""
     inverse_sqrt_after: int = Field(default=0, ge=0)
     """Updates after which the learning rate falls with the square root of their number, given
     `optimizer.schedule: constant` and as many warm-up steps; 0: never."""
