@@ -15,7 +15,7 @@ from pretrain.corpus.shardset import ShardSet
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
 from pretrain.dispatch.faults import Tolerance
-from pretrain.dispatch.plan import realised_mixture
+from pretrain.dispatch.plan import lost_documents, realised_mixture
 from pretrain.distributed import World
 from pretrain.files import write_atomically
 from pretrain.model.loss import IGNORED
@@ -112,8 +112,10 @@ class Pretraining:
         return flops.useful(model)
 
     def facts(self, position: Mapping[str, Any]) -> dict[str, Any]:
-        lost = sum(lane["faults"][0] for lane in position["lanes"].values())
-        return {"mixture": realised_mixture(position, self.shard_set.sources), "lost_documents": lost}
+        return {
+            "mixture": realised_mixture(position, self.shard_set.sources),
+            "lost_documents": lost_documents(position),
+        }
 
     def begin_folder(self) -> None:
         self.recipe.run_dir.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,5 @@ def full_batch(agents: int, width: int) -> Batch:
         segment=none,
         epoch=none,
         timestep=0,
-        source_tokens=ids.numel(),
         target_tokens=ids.numel(),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretrain.dispatch.gather import Rows
-from pretrain.dispatch.layout import Layout
+from pretrain.dispatch.layout import IGNORE, Layout
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,6 @@ class Batch:
     """`[A]` how often the document's source had been passed before."""
     timestep: int
     """Batches before this one since the beginning of the data."""
-    source_tokens: int
-    """Tokens of `input_ids` that are not padding."""
     target_tokens: int
     """Labels that are not -100."""
 
@@ -66,33 +64,19 @@ class Batch:
             segment=tensor(rows.segment),
             epoch=tensor(rows.epoch),
             timestep=timestep,
-            source_tokens=len(rows.source) + 2 * int((rows.segment >= 0).sum()),
             target_tokens=len(rows.target) + 2 * int((rows.target_lengths > 0).sum()),
         )
 
-    @property
-    def padding_share(self) -> float:
-        """Share of the encoder's positions that are padding."""
-        return 1 - self.source_tokens / self.input_ids.numel()
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, rows: slice) -> Batch:
         """Some of the agents; the widths stay."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values = {name: v[rows] if isinstance(v, Tensor) else v for name, v in values.items()}
-        values["source_tokens"] = int(values["attention_mask"].sum())
-        values["target_tokens"] = int((values["labels"] != -100).sum())
-        return Batch(**values)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which copies to a GPU run asynchronously."""
-        return self._map(Tensor.pin_memory)
+        some = self._map(lambda tensor: tensor[rows])
+        return replace(some, target_tokens=int((some.labels != IGNORE).sum()))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in values.items():
-            values[name] = function(value) if isinstance(value, Tensor) else value
-        return Batch(**values)
+        tensors = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**{**values, **tensors})

@@ -18,7 +18,7 @@ from pretrain.dispatch.lanes import MixtureUnit
 from pretrain.dispatch.layout import Layout
 from pretrain.dispatch.producer import Order, Producer, Product
 from pretrain.dispatch.workers import Workers
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.noise import NoiseConfig
 
 STATE_VERSION = 1
@@ -70,12 +70,15 @@ class Dispatcher:
             pad_multiple: rows are padded to the longest of the timestep, rounded up to this.
             static_shapes: pad every batch to the window instead.
             workers: processes that build batches ahead; 0 builds them here, when they are asked for.
-            prefetch: batches that each worker keeps ready, beside what fits into its pipe.
+            prefetch: batches that each worker keeps ready, beside what fits into its pipe; 1 or more.
             on_bad_shard: `stop` at an unreadable document, or `skip` it within the `tolerance`.
 
         Raises:
-            UserError: a layout, split or mixture that cannot be.
+            UserError: a layout, split, mixture or number of workers that cannot be.
         """
+        for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}", where="dispatcher")
         self.order = Order(
             shard_set=shard_set,
             lanes=lanes,
@@ -147,16 +150,6 @@ class Dispatcher:
             if fault not in self._reported:
                 self._reported.add(fault)
                 log.warning("left out: %s", fault.what)
-
-    @property
-    def timesteps(self) -> int | None:
-        """Batches of the whole finite pass, equal on all ranks; None if it never ends. Reads all indexes."""
-        return self.plan.timesteps
-
-    @property
-    def lost_documents(self) -> int:
-        """Documents that this rank's lanes have left out since the beginning of the run, for faults."""
-        return sum(part["faults"][0] for part in self._state["lanes"].values())
 
     @property
     def worker_pids(self) -> list[int]:

@@ -277,6 +277,11 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+def lost_documents(state: Mapping[str, Any]) -> int:
+    """Documents that the lanes of `state` have left out since the beginning of the data, for faults."""
+    return sum(lane["faults"][0] for lane in state["lanes"].values())
+
+
 def realised_mixture(state: Mapping[str, Any], sources: Sequence[str]) -> dict[str, dict[str, float]]:
     """Per source: documents and tokens begun by the lanes of `state`, and its share of the tokens.
 

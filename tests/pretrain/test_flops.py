@@ -44,7 +44,6 @@ def segment() -> Batch:
         segment=number,
         epoch=number,
         timestep=0,
-        source_tokens=ROWS * SOURCE,
         target_tokens=ROWS * TARGET,
     )
 

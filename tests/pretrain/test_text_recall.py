@@ -119,7 +119,6 @@ def random_segments() -> Iterator[Batch]:
             segment=torch.full_like(agents, timestep),
             epoch=torch.zeros_like(agents),
             timestep=timestep,
-            source_tokens=source.numel(),
             target_tokens=0 if before is None else target.numel(),
         )
         before = source

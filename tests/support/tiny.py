@@ -73,7 +73,6 @@ def batch(lengths: Tensor, resets: Tensor, generator: torch.Generator, vocabular
         segment=number,
         epoch=number,
         timestep=0,
-        source_tokens=int(mask.sum()),
         target_tokens=int(mask.sum()),
     )
 

@@ -279,7 +279,6 @@ def prepare(setting: Setting, horizon: int) -> tuple[MemBartForConditionalGenera
             segment=number,
             epoch=number,
             timestep=t,
-            source_tokens=ids.numel(),
             target_tokens=ids.numel(),
         ).to(setting.device)
 
