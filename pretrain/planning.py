@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from pretrain.model.configuration import MemBartConfig
-from pretrain.model.loss import _BLOCK_ELEMENTS as LOGITS
+from pretrain.model.loss import block_rows
 from pretrain.recipe import RunRecipe
 from pretrain.replay import Mode
 
@@ -359,7 +359,7 @@ def _loss(rank: Rank, tokens: int) -> _Loss:
     if c.loss_impl == "plain":
         logits = WIDE * tokens * c.vocab_size
         return _Loss(kept=logits + cast, passing=2 * logits + states)
-    block = min(tokens, max(1, LOGITS // c.vocab_size)) * c.vocab_size
+    block = min(tokens, block_rows(c.vocab_size)) * c.vocab_size
     gradients = n * tokens * c.d_model + (WIDE * table if rank.sizes.embedding_trains else 0)
     return _Loss(kept=gradients, passing=logit * block + states + cast)
 

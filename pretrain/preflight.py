@@ -97,7 +97,7 @@ def check(wanted: Recipe, world_size: int, *, dry: bool = False) -> Plan:
 
 def describe(plan: Plan) -> str:
     """What a dry run prints: sizes, memory of a rank, tokens and steps."""
-    wanted, memory = plan.recipe, _memory(plan)
+    wanted, memory = plan.recipe, rank_memory(plan)
     stage = engine.zero_stage(plan.deepspeed)
     rows = [
         ("recipe", f"{wanted.name} ({wanted.hash()[:12]})"),
@@ -122,12 +122,8 @@ def describe(plan: Plan) -> str:
     return "\n".join(f"{label:>16}  {value}" for label, value in rows)
 
 
-def rank_memory(plan: Plan) -> dict[str, int]:
-    """Bytes of one rank's device by part, at the fullest moment of a timestep."""
-    return _memory(plan).parts
-
-
-def _memory(plan: Plan) -> planning.Memory:
+def rank_memory(plan: Plan) -> planning.Memory:
+    """What one rank's device is predicted to hold."""
     recipe = plan.recipe
     return planning.memory(
         planning.Rank.of(

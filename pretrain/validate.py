@@ -14,6 +14,7 @@ from pretrain import distributed
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
 from pretrain.distributed import World
+from pretrain.model.loss import IGNORED
 
 LAST_BUCKET = 7
 """Segments from this index of their document on are counted together."""
@@ -98,7 +99,7 @@ def validate(
             ("validation",),
             per_row=True,
         )
-        counts = (batch.labels != -100).sum(dim=1)
+        counts = (batch.labels != IGNORED).sum(dim=1)
         for row, values in enumerate((nll, nll_reset, counts)):
             sums[row].index_add_(0, bucket, values.double())
     distributed.total(sums)

@@ -17,6 +17,11 @@ _BLOCK_ELEMENTS = 1 << 25
 """Logits alive at a time (134 MB in float32): enough rows for matrix products at full speed."""
 
 
+def block_rows(vocab_size: int) -> int:
+    """Target tokens whose logits the chunked loss has alive at a time."""
+    return max(1, _BLOCK_ELEMENTS // vocab_size)
+
+
 class VocabularyHead(nn.Linear):
     """BART's `lm_head`, which can also compute the loss itself.
 
@@ -70,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=_wide(dtype), device=hidden.device)
         hidden_grad = torch.empty_like(rows) if needs_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=_wide(dtype)) if needs_weight else None
-        step = max(1, _BLOCK_ELEMENTS // weight.shape[0])
+        step = block_rows(weight.shape[0])
         for start in range(0, rows.shape[0], step):
             block = rows[start : start + step]
             chosen = labels[start : start + step, None]

@@ -181,7 +181,7 @@ def test_memory_of_a_rank_falls_with_the_stage(shards: Path, tmp_path: Path) -> 
     held = {
         stage: preflight.rank_memory(
             preflight.check(wanted(shards, tmp_path, train__deepspeed=stage), 4, dry=True)
-        )
+        ).parts
         for stage in ("zero0", "zero1", "zero3", "zero2_offload")
     }
     assert held["zero1"]["optimizer"] < held["zero0"]["optimizer"]
