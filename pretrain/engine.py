@@ -113,6 +113,7 @@ def resolve_config(recipe: RunRecipe, world_size: int) -> dict[str, Any]:
 
 
 def zero_stage(config: dict[str, Any]) -> int:
+    """The stage that a DeepSpeed JSON asks for; -1 where it is not a whole number."""
     stage = config.get("zero_optimization", {}).get("stage", 0)
     return stage if isinstance(stage, int) else -1
 
@@ -135,10 +136,10 @@ class Engine:
         self.config = resolve_config(recipe, world.size)
         self.stage = zero_stage(self.config)
         self.world = world
-        self.names = {id(p): _plain(name) for name, p in cell.named_parameters()}
-        self._groups = parameter_groups(cell, recipe.optimizer)
+        self._names = {id(p): _plain(name) for name, p in cell.named_parameters()}
+        section = recipe.optimizer
         optimizer = torch.optim.AdamW(
-            self._groups, lr=recipe.optimizer.lr, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps
+            parameter_groups(cell, section), lr=section.lr, betas=section.betas, eps=section.eps
         )
         self.deepspeed, *_ = deepspeed.initialize(
             model=cell.to(world.device), optimizer=optimizer, config=self.config, dist_init_required=False
@@ -187,7 +188,7 @@ class Engine:
         return float(self.world.size)
 
     def step(self, lr: float, rates: Mapping[str, float] | None = None) -> float | None:
-        """Apply the accumulated gradients at rate `lr`, times `rates` of the parameter groups named there.
+        """Apply the accumulated gradients at rate `lr`, times `rates`; see `learning_rates`. Collective.
 
         Returns:
             The global gradient norm before clipping, or None when a gradient was not finite on some rank:
@@ -198,8 +199,9 @@ class Engine:
         if not self._finite:
             self.deepspeed.optimizer.zero_grad(set_to_none=True)
             return None
+        wanted = self.learning_rates(lr, rates or {})
         for group in self._base_optimizer.param_groups:
-            group["lr"] = lr * group["rate"] * (rates or {}).get(group["name"], 1.0)
+            group["lr"] = wanted[group["name"]]
         if self.stage == 0:
             norm = float(
                 torch.nn.utils.get_total_norm([p.grad for p in self._trainable if p.grad is not None])
@@ -208,6 +210,15 @@ class Engine:
             return norm
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm())
+
+    def learning_rates(self, lr: float, rates: Mapping[str, float]) -> dict[str, float]:
+        """What `step` takes for each parameter group, by its name (empty: all that no key of `rates` names).
+
+        Args:
+            rates: factors of an update beside those of the recipe's `optimizer.rates`; absent ones are 1.
+        """
+        groups = self._base_optimizer.param_groups
+        return {group["name"]: lr * group["rate"] * rates.get(group["name"], 1.0) for group in groups}
 
     def fragments(self) -> list[Fragment]:
         """The optimizer state that this rank owns; over all ranks every element of every trainable
@@ -300,7 +311,7 @@ class Engine:
         state = self._base_optimizer.state.get(flat, {})
         sources = {"master": flat.detach(), **{key: state[key] for key in MOMENTS if key in state}}
         tensors = {key: source.view(-1).narrow(0, offset, length) for key, source in sources.items()}
-        return Fragment(self.names[id(parameter)], start, tensors)
+        return Fragment(self._names[id(parameter)], start, tensors)
 
 
 def parameter_groups(cell: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pretrain import distributed, memory
+from pretrain import distributed, out_of_memory
 from pretrain.distributed import World
 from pretrain.errors import EXIT_INTERRUPTED, UserError
 from pretrain.pulse import Pulse
@@ -33,7 +33,7 @@ def guarded(recipe: RunRecipe, world: World, work: Callable[[Pulse], int]) -> in
     except KeyboardInterrupt:
         return watchdog.leave(UserError("interrupted from the keyboard"), EXIT_INTERRUPTED)
     except Exception as error:
-        want = memory.explain(error, recipe, world, pulse.standing)
+        want = out_of_memory.explain(error, recipe, world, pulse.standing)
         return watchdog.leave(want, want.exit_code) if want else watchdog.fail(error)
     watchdog.done()
     distributed.stop()

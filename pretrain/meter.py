@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Meter:
         results: Sequence[RolloutResult],
         counts: Tensor,
         loss_scale: float,
-        learning_rate: float,
+        learning_rates: Mapping[str, float],
         gradient_norm: float | None,
         skipped: int,
         waited: float,
@@ -53,6 +53,7 @@ class Meter:
             results: one per agent chunk.
             counts: `[T]` or `[T, K]`: target tokens of the global batch, and what the other parts count.
             loss_scale: factor that the gradients carry.
+            learning_rates: by the name of a parameter group; the one without a name is all the others.
             skipped: updates skipped since the run began.
             waited, seconds: wall time spent waiting for data, and in all.
         """
@@ -70,7 +71,9 @@ class Meter:
         self._sums["waited"] += waited
         self._updates += 1
         self._seconds += seconds
-        self._latest.update(learning_rate=learning_rate, skipped_steps=float(skipped))
+        self._latest["skipped_steps"] = float(skipped)
+        for name, rate in learning_rates.items():
+            self._latest[f"learning_rate/{name}" if name else "learning_rate"] = rate
         if gradient_norm is not None:
             self._latest["gradient_norm"] = gradient_norm
 

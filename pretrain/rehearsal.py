@@ -5,41 +5,52 @@ A job that does not fit into memory ends in its first seconds, not hours later a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pretrain.dispatch.batch import Batch
+from pretrain.distributed import World
+from pretrain.engine import Engine
+from pretrain.job import Job
 from pretrain.replay import loss_coefficients
 
-if TYPE_CHECKING:
-    from pretrain.train import Run
 
-
-def rehearse(run: Run) -> None:
+def rehearse(
+    job: Job, world: World, engine: Engine, back_propagate: Callable[[Sequence[Any], Tensor], object]
+) -> int:
     """Forward, backward, reduction and an optimizer step of rate 0 on the job's worst batch. Collective.
 
-    The run must be fresh: moments are zero afterwards, and what is restored from a checkpoint comes later.
     Gradients are multiplied by zero, so the step moves no weight and no moment; generators are put back.
 
+    Args:
+        engine: fresh: moments are zero afterwards, and what is restored from a checkpoint comes later.
+        back_propagate: makes the gradients of a rollout under given coefficients, as `Run.back_propagate`.
+
+    Returns:
+        Bytes of a GPU that it took; 0 without one, or where the job knows no worst batch.
+
     Raises:
-        Exception: whatever the allocator raises; see `pretrain.memory`.
+        Exception: whatever the allocator raises; see `pretrain.out_of_memory`.
     """
-    batch = run.job.worst_batch(run.world)
+    batch = job.worst_batch(world)
     if batch is None:
-        return
-    run.pulse.enter("rehearsal")
-    replay, device = run.recipe.replay, run.world.device
+        return 0
+    replay, device = job.recipe.replay, world.device
     # Replay keeps one timestep alive, whatever the horizon; the others keep them all.
     rollout = [batch] * (2 if replay.mode == "replay" else replay.horizon)
-    counts = torch.stack([run.job.count(batch).to(device) for batch in rollout])
+    counts = torch.stack([job.count(batch).to(device) for batch in rollout])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        run.back_propagate(rollout, torch.zeros_like(loss_coefficients(counts, replay.loss_weights)))
-        run.engine.step(0.0)
-    run.engine.prepare_moments(0)
-    if device.type == "cuda":
-        run.largest_memory = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        back_propagate(rollout, torch.zeros_like(loss_coefficients(counts, replay.loss_weights)))
+        engine.step(0.0)
+    engine.prepare_moments(0)
+    if device.type != "cuda":
+        return 0
+    taken = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return taken
 
 
 def full_batch(agents: int, width: int) -> Batch:

@@ -77,7 +77,7 @@ def keep_artifacts(job: Job, tracker: Tracker | NullTracker, saved: Checkpoint) 
             tracker.artifact(path, f"checkpoints/{saved.path.name}")
 
 
-def patience(job: Job, status: Status) -> float:
+def upload_seconds(job: Job, status: Status) -> float:
     """Seconds for the tracker's last upload: the next attempt, or `membart sync`, sends what is left."""
     if status != "FINISHED":
         return 5.0  # a node that is being taken away has no minute to spare

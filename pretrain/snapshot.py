@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,14 +16,38 @@ from pretrain import attempt, checkpoint, distributed, provenance
 from pretrain.attempt import Attempt
 from pretrain.checkpoint import Checkpoint
 from pretrain.dispatch.plan import merge_states
+from pretrain.distributed import World
 from pretrain.engine import MOMENTS, Engine
 from pretrain.errors import UserError
 from pretrain.export.weights import GENERATION_FILE
+from pretrain.job import Job, Stream
 from pretrain.preflight import RECIPE_FILE
-from pretrain.saver import Contents
+from pretrain.saver import Contents, Saver
 
-if TYPE_CHECKING:
-    from pretrain.train import Run
+
+class Moving(Protocol):
+    """What moves in training, as far as a checkpoint holds it: `pretrain.train.Run`."""
+
+    job: Job
+    world: World
+    engine: Engine
+    saver: Saver
+    stream: Stream
+    lanes: list[int]
+    """Of this rank, ascending."""
+    memory: Tensor
+    """`[len(lanes) * agents_per_lane, slots, d_model]` float32."""
+    position: dict[str, Any]
+    """State of `stream` that the next rollout begins at."""
+    config: Any
+    """The model's configuration."""
+    origin: dict[str, Any]
+    update: int
+    skipped: int
+    skipped_in_a_row: int
+    tokens_seen: int
+    best: dict[str, float] | None
+    since_best: int
 
 
 def claim(run_dir: Path) -> Attempt:
@@ -44,8 +68,9 @@ def claim(run_dir: Path) -> Attempt:
     return mine
 
 
-def contents(run: Run, tracking_run: str | None) -> Contents:
+def contents(run: Moving, tracking_run: str | None) -> Contents:
     """This rank's share of a checkpoint of this moment; what is common to all is rank 0's."""
+    recipe = run.job.recipe
     tensors = shard(run.engine, run.memory, run.lanes, run.world.rank)
     frozen = dict(run.engine.full_state(trainable=False))
     positions = distributed.gather(run.position)
@@ -58,7 +83,7 @@ def contents(run: Run, tracking_run: str | None) -> Contents:
         "skipped_in_a_row": run.skipped_in_a_row,
         "tokens_seen": run.tokens_seen,
         "best": run.best,
-        "keep_best": run.recipe.validation.keep_best,
+        "keep_best": recipe.validation.keep_best,
         "since_best": run.since_best,
         "dispatcher": position,
         "shard_set": run.job.data_hash,
@@ -72,12 +97,12 @@ def contents(run: Run, tracking_run: str | None) -> Contents:
     texts = {
         "state.json": json.dumps(state, indent=1),
         "config.json": json.dumps(run.config.to_dict(), indent=1),
-        RECIPE_FILE: run.recipe.to_yaml(),
+        RECIPE_FILE: recipe.to_yaml(),
     }
     generation = getattr(run.engine.cell.model, "generation_config", None)
     if generation is not None:
         texts[GENERATION_FILE] = generation.to_json_string()
-    best = run.best["update"] if run.recipe.validation.keep_best and run.best else None
+    best = run.best["update"] if recipe.validation.keep_best and run.best else None
     return Contents({**tensors, "frozen.safetensors": frozen}, texts, best)
 
 
@@ -125,7 +150,7 @@ def find(mine: Attempt) -> Checkpoint | None:
     return distributed.on_first(look)
 
 
-def restore(run: Run, saved: Checkpoint) -> None:
+def restore(run: Moving, saved: Checkpoint) -> None:
     """Put counters, data position, agents' memory and optimizer back; the model has its weights already."""
     state: dict[str, Any] = saved.state
     run.update, run.tokens_seen = state["update"], state["tokens_seen"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain import checkpoint, distributed, export, flops, snapshot
+from pretrain import checkpoint, distributed, export, flops, snapshot, status
 from pretrain.attempt import Attempt
 from pretrain.control import Control
 from pretrain.distributed import World
@@ -22,9 +22,8 @@ from pretrain.meter import Meter
 from pretrain.pulse import Pulse
 from pretrain.rehearsal import rehearse
 from pretrain.replay import RolloutResult, back_propagate, loss_coefficients
-from pretrain.reporting import console, keep_artifacts, node_sampler, patience, start_tracker
+from pretrain.reporting import console, keep_artifacts, node_sampler, start_tracker, upload_seconds
 from pretrain.saver import Save, Saver
-from pretrain.status import remember
 from pretrain.tracking import NullTracker, Status
 
 
@@ -56,12 +55,12 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
     mine = pulse.attempt = snapshot.claim(recipe.run_dir)
     control = Control(mine, world)
     if world.is_first:
-        remember(mine, "running")
+        status.remember(mine, "running")
     run = Run(job, world, mine, pulse)
-    every = recipe.validation.every
     tracker = start_tracker(job, run.update) if world.is_first else NullTracker()
-    status: Status = "FAILED"
+    ended: Status = "FAILED"
     validation: Validation | None = None
+    last: Save | None = None
 
     def log(kind: str, figures: dict[str, float]) -> None:
         # Records of a newer attempt must not be mixed with ours.
@@ -75,15 +74,10 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
             if run.largest_memory:
                 progress.message(f"the largest batch takes {run.largest_memory / 2**30:.1f} GiB of a GPU")
             asked = control.agree()
-            if asked.ends and not run.finished:
-                status = "KILLED"
-                distributed.on_first(mine.require_newest)
-                control.clear(asked)
-                raise control.ending(asked, f"before update {run.update + 1}, nothing to save")
-            while not run.finished:
+            while not (run.finished or asked.ends):
                 run.advance()
                 pulse.enter("figures")
-                if run.update == recipe.train.steps or run.update % recipe.train.log_every == 0:
+                if run.due(recipe.train.log_every):
                     figures = run.meter.read()
                     log("train", figures)
                     progress.update(
@@ -92,8 +86,8 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
                         tokens_per_second=figures["tokens_per_second"],
                         skipped=run.skipped,
                     )
-                improved, validation = False, None
-                if run.update == recipe.train.steps or (every and run.update % every == 0):
+                improved = False
+                if run.due(recipe.validation.every):
                     validation = run.validate()
                     log("validation", validation.metrics())
                     improved = run.note(validation)
@@ -101,34 +95,33 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
                 asked = control.agree()
                 if run.finished or asked.ends:
                     last = run.save_and_wait(tracker.run_id)
-                    control.clear(asked)
-                elif (
-                    asked
-                    or run.update % recipe.checkpoint.every == 0
-                    or (improved and recipe.validation.keep_best)
-                ):
+                elif asked or run.due(recipe.checkpoint.every) or (improved and recipe.validation.keep_best):
                     control.clear(asked)
                     run.save(tracker.run_id)
                 for save in run.saver.poll():
                     log("checkpoint", save.metrics())
                 pulse.settle()
-                if asked.ends and not run.finished:
-                    status = "KILLED"
-                    raise control.ending(asked, last.summary)
-                if run.finished and not last.path:
-                    raise CheckpointError(
-                        last.summary, where=recipe.name, mend="see to it and run the same command again"
-                    )
+            if last is None and not run.finished:
+                distributed.on_first(mine.require_newest)  # as a save would have found out
+            control.clear(asked)
+            if not run.finished:
+                ended = "KILLED"
+                nothing = f"before update {run.update + 1}, nothing to save"
+                raise control.ending(asked, last.summary if last else nothing)
+            if last and not last.path:
+                raise CheckpointError(
+                    last.summary, where=recipe.name, mend="see to it and run the same command again"
+                )
         validation = validation or run.validate()
         pulse.enter("finish")
         saved = checkpoint.resolve(recipe.run_dir)
         keep_artifacts(job, tracker, saved)
-        status = "FINISHED"
+        ended = "FINISHED"
         return Outcome(run.update, validation, saved)
     finally:
         run.close()
         if not mine.superseded:  # else the tracked run is a newer start's
-            tracker.finish(status, timeout=patience(job, status))
+            tracker.finish(ended, timeout=upload_seconds(job, ended))
 
 
 class Run:
@@ -151,11 +144,12 @@ class Run:
         self.best: dict[str, float] | None = None
         """`loss` and `update` of the best validation so far."""
         self.since_best = 0
+        self.meter = Meter(world.device, job.segment_flops(model), flops.peak(world.device), job.parts)
         self.largest_memory = 0
         """Bytes of a GPU that the rehearsal took; 0 where there was none."""
-        self.meter = Meter(world.device, job.segment_flops(model), flops.peak(world.device), job.parts)
         if self.recipe.train.rehearse:
-            rehearse(self)
+            pulse.enter("rehearsal")
+            self.largest_memory = rehearse(job, world, self.engine, self.back_propagate)
         if resume:
             snapshot.restore(self, resume)
         if world.is_first:
@@ -173,6 +167,10 @@ class Run:
     def finished(self) -> bool:
         patience = self.recipe.validation.patience
         return self.update >= self.recipe.train.steps or bool(patience and self.since_best >= patience)
+
+    def due(self, every: int) -> bool:
+        """Whether what comes every so many updates, and after the last, comes now; 0: after the last only."""
+        return self.update == self.recipe.train.steps or bool(every and self.update % every == 0)
 
     def advance(self) -> None:
         """One optimizer step: a rollout of `horizon` timesteps of all agents. Collective."""
@@ -192,7 +190,8 @@ class Run:
         results = self.back_propagate(rollout, coefficients)
         enter("optimizer")
         lr = learning_rate(self.recipe.optimizer, self.update - self.skipped, self.recipe.train.steps)
-        norm = self.engine.step(lr, self.job.rates(self.update))
+        rates = self.job.rates(self.update)
+        norm = self.engine.step(lr, rates)
         if norm is None:
             self._skip(rollout)
         else:
@@ -205,7 +204,7 @@ class Run:
             results=results,
             counts=counts,
             loss_scale=self.engine.loss_scale,
-            learning_rate=lr,
+            learning_rates=self.engine.learning_rates(lr, rates),
             gradient_norm=norm,
             skipped=self.skipped,
             waited=waited,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from pretrain import checkpoint, files, memory, recipe
+from pretrain import checkpoint, files, out_of_memory, recipe
 from pretrain.distributed import World
 from pretrain.errors import EXIT_USER_ERROR
 from pretrain.pulse import Standing
@@ -73,13 +73,13 @@ def test_want_of_memory_is_one_line_before_any_data_are_read(shards: Path, tmp_p
     ],
 )
 def test_every_allocator_is_understood(error: Exception, told: str) -> None:
-    found = memory.explain(error, a_recipe(), World(0, 2, 0, "localhost", 1), Standing())
+    found = out_of_memory.explain(error, a_recipe(), World(0, 2, 0, "localhost", 1), Standing())
     assert told in str(found)
 
 
 def test_cures_are_those_that_are_left() -> None:
     two, four = World(0, 2, 0, "localhost", 1), World(0, 4, 0, "localhost", 1)
-    assert memory.cures(a_recipe(), two) == [
+    assert out_of_memory.cures(a_recipe(), two) == [
         "set replay.agent_chunks=2 (now 1)",
         "lower data.agents_per_lane (now 2)",
         "take a higher stage in train.deepspeed (now zero2)",
@@ -91,8 +91,8 @@ def test_cures_are_those_that_are_left() -> None:
         train__deepspeed="zero3",
         model__gradient_checkpointing=True,
     )
-    assert memory.cures(small, four) == ["run on more ranks"]
-    assert memory.explain(ValueError("memory"), small, four, Standing()) is None
+    assert out_of_memory.cures(small, four) == ["run on more ranks"]
+    assert out_of_memory.explain(ValueError("memory"), small, four, Standing()) is None
 
 
 def a_recipe(**changes: object) -> recipe.Recipe:

@@ -11,6 +11,7 @@ import pytest
 from pretrain.corpus.shardset import ShardSet
 from pretrain.errors import EXIT_DIVERGED, EXIT_USER_ERROR
 from pretrain.report import write_report
+from tests.pretrain import rates_ranks
 from tests.support import forked, runs
 from tests.support.runs import records
 
@@ -29,6 +30,22 @@ def test_a_run_learns_and_logs_what_it_promises(tmp_path: Path, shards: Path) ->
     assert {"validation/perplexity", "validation/perplexity_reset", "validation/history_gain"} <= found[
         "validation", 30
     ].keys()
+
+
+def test_the_logged_learning_rates_are_those_in_force(tmp_path: Path, shards: Path) -> None:
+    """Of the schedule, the recipe's factors and the job's own."""
+    file = runs.recipe_file(
+        tmp_path,
+        shards,
+        train__steps=3,
+        validation={"every": 0, "max_timesteps": 1},
+        optimizer={"lr": 1.0e-3, "schedule": "constant", "rates": {"decoder": 0.1}},
+    )
+    forked.run(rates_ranks.main, (file,), 1)
+    for update in range(3):
+        logged = records(tmp_path / "run")["train", update + 1]
+        assert logged["learning_rate"] == pytest.approx(1e-3 * (1 - 0.25 * update))
+        assert logged["learning_rate/decoder"] == pytest.approx(1e-3 * 0.1 * 0.5)
 
 
 def test_a_diverging_run_stops_and_names_its_last_good_checkpoint(tmp_path: Path, shards: Path) -> None:
