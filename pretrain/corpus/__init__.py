@@ -1,0 +1,1 @@
+"""Raw corpora -> documents -> shard sets, and shard sets as training reads them."""

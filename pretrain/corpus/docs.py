@@ -15,8 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.corpus.documents import BadRecordError, Block, Document
-from pretrain.corpus.sources import InputFile
+from pretrain.corpus.documents import BadRecordError, Block, Document, InputFile
 from pretrain.errors import UserError
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__"}

@@ -1,4 +1,4 @@
-"""What travels from raw files to shards: blocks of input, the documents in them, and what was refused."""
+"""What travels from raw files to shards: inputs, their blocks, the documents inside, and what was refused."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ class Reject:
     def of(cls, file: str, error: BadRecordError) -> Reject:
         """The reject that `error`, raised while reading `file`, stands for."""
         return cls(file, error.reason, error.detail, error.line, error.byte)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One thing to read. `name` is what rejects call it; `size` is in bytes on disk, None when unknown."""
+
+    scheme: str
+    name: str
+    location: str
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from pretrain.corpus.documents import (
     BadRecordError,
     Block,
     Document,
+    InputFile,
     Passage,
     ReadOptions,
     Reject,
     document_id,
 )
 from pretrain.corpus.formats import Item, detect, parse_block, stream_items
-from pretrain.corpus.sources import InputFile
 from pretrain.corpus.streams import open_file
 from pretrain.corpus.tokenizer import Tokenizer
 

@@ -13,8 +13,9 @@ import numpy as np
 import tokenizers
 
 import pretrain
+from pretrain.corpus.documents import InputFile
 from pretrain.corpus.shardset import FORMAT, SPLITS, VERSION, ShardInfo, Window, manifest_hash
-from pretrain.corpus.sources import InputFile, SourceSpec
+from pretrain.corpus.sources import SourceSpec
 from pretrain.corpus.tokenizer import Tokenizer
 
 

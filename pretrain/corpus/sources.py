@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.corpus.documents import ReadOptions
+from pretrain.corpus.docs import module_files
+from pretrain.corpus.documents import InputFile, ReadOptions
 from pretrain.corpus.download import remote_size
+from pretrain.corpus.hub import open_rows
 from pretrain.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -69,16 +71,6 @@ class SourceSpec:
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """One thing to read. `name` is what rejects call it; `size` is in bytes on disk, None when unknown."""
-
-    scheme: str
-    name: str
-    location: str
-    size: int | None = None
-
-
-@dataclass(frozen=True)
 class Inputs:
     """The files of a source in reading order, and names found in its folders that are no text."""
 
@@ -115,13 +107,9 @@ def _expand_one(source: str, text: str, passed_over: list[str]) -> Iterator[Inpu
     elif scheme in ("http", "https"):
         yield InputFile("http", text, text, remote_size(text))
     elif scheme == "hf":
-        from pretrain.corpus.hub import open_rows
-
         open_rows(rest)  # a wrong name is told before anything is written
         yield InputFile("hf", text, rest)
     elif scheme == "docs":
-        from pretrain.corpus.docs import module_files
-
         yield from module_files(rest)
     else:
         raise UserError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pretrain.corpus.documents import BadRecordError, Reject
+from pretrain.corpus.documents import BadRecordError, InputFile, Reject
 from pretrain.corpus.download import HttpInput
 from pretrain.corpus.encode import Task
 from pretrain.corpus.formats import detect, split_stream
 from pretrain.corpus.hub import row_blocks
-from pretrain.corpus.sources import InputFile, SourceSpec
+from pretrain.corpus.sources import SourceSpec
 from pretrain.corpus.streams import Stream, open_file
 from pretrain.errors import UserError
 

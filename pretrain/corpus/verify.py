@@ -14,6 +14,7 @@ import numpy as np
 from pretrain.corpus.documents import is_held_out
 from pretrain.corpus.shardset import MANIFEST, TOKENIZER, ShardIndex, ShardInfo, ShardSet, index_name
 from pretrain.corpus.shardwriter import BLOCK, END_OF_TAR, member_head
+from pretrain.corpus.tokenizer import load_tokenizer
 from pretrain.corpus.workshop import REJECTS
 from pretrain.errors import UserError
 
@@ -116,8 +117,6 @@ def _documents(
 
 
 def _tokenizers(shards: ShardSet) -> Iterator[Problem]:
-    from pretrain.corpus.tokenizer import load_tokenizer
-
     for folder in shards.folders:
         try:
             fingerprint = load_tokenizer(folder / TOKENIZER).fingerprint

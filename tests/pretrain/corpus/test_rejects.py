@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from pretrain.corpus.documents import ReadOptions
+from pretrain.corpus.documents import InputFile, ReadOptions
 from pretrain.corpus.encode import Task, task_items
-from pretrain.corpus.sources import InputFile
 from tests.pretrain.corpus.conftest import jsonl, text_of
 from tests.pretrain.corpus.test_formats import TEXTS, read, tar_of, wet_record
 
