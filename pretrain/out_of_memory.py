@@ -10,6 +10,7 @@ import torch
 from pretrain import engine
 from pretrain.distributed import World
 from pretrain.errors import OutOfMemoryError
+from pretrain.planning import Zero
 from pretrain.pulse import Standing
 from pretrain.recipe import RunRecipe
 
@@ -48,11 +49,11 @@ def cures(recipe: RunRecipe, world: World, *, activations: bool = True) -> list[
     section: Any = getattr(recipe, "data", None)
     if activations and getattr(section, "agents_per_lane", 1) > 1:
         found.append(f"lower data.agents_per_lane (now {section.agents_per_lane})")
-    stage = engine.zero_stage(engine.load_config(recipe.train.deepspeed))
-    if stage < 3 and world.size > 1:
-        found.append(f"take a higher stage in train.deepspeed (now {recipe.train.deepspeed})")
-    elif "offload" not in recipe.train.deepspeed and world.device.type == "cuda":
-        found.append("offload: train.deepspeed=zero3_offload")
+    zero = Zero.of(engine.load_config(recipe.train.deepspeed), world.size)
+    if zero.stage == 0 and world.size > 1:  # stages 1 to 3 differ little here, see ds_configs/README.md
+        found.append(f"set train.deepspeed=zero2 (now {recipe.train.deepspeed})")
+    elif not zero.offload_optimizer and world.device.type == "cuda":
+        found.append(f"set train.deepspeed=zero{3 if zero.stage == 3 else 2}_offload")
     if activations and getattr(getattr(recipe, "model", None), "gradient_checkpointing", None) is False:
         found.append("set model.gradient_checkpointing=true")
     if recipe.train.precision == "fp32" and world.device.type == "cuda":

@@ -79,10 +79,10 @@ def test_every_allocator_is_understood(error: Exception, told: str) -> None:
 
 def test_cures_are_those_that_are_left() -> None:
     two, four = World(0, 2, 0, "localhost", 1), World(0, 4, 0, "localhost", 1)
-    assert out_of_memory.cures(a_recipe(), two) == [
+    assert out_of_memory.cures(a_recipe(train__deepspeed="zero0"), two) == [
         "set replay.agent_chunks=2 (now 1)",
         "lower data.agents_per_lane (now 2)",
-        "take a higher stage in train.deepspeed (now zero2)",
+        "set train.deepspeed=zero2 (now zero0)",
         "set model.gradient_checkpointing=true",
     ]
     small = a_recipe(
