@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pretrain import checkpoint
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.errors import CheckpointError, UserError
 from pretrain.export import load_model, named_tensors
 from pretrain.model import MemBartForConditionalGeneration
-from pretrain.preflight import TOKENIZER_FOLDER
 from pretrain.tracking import spool
 
 SCRATCH, HUB = "scratch", "hf:"

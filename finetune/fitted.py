@@ -15,9 +15,10 @@ from finetune.family import Family
 from finetune.job import empty_model, make_family
 from finetune.recipe import FineTuneRecipe
 from pretrain import checkpoint, recipe
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.errors import UserError
 from pretrain.export import restore_weights
-from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER
+from pretrain.recipe import RECIPE_FILE
 
 
 @dataclass(frozen=True)

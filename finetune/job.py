@@ -24,11 +24,12 @@ from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream, Unit
 from pretrain import engine, preflight, replay
 from pretrain.checkpoint import Checkpoint
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.distributed import World
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import Section
-from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER
+from pretrain.recipe import RECIPE_FILE
 from pretrain.report import save_section
 
 

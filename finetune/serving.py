@@ -18,7 +18,7 @@ from finetune.chat import Chat
 from finetune.fitted import Fitted
 from finetune.recipe import FineTuneRecipe, GenerationSection
 from pretrain import recipe
-from pretrain.preflight import RECIPE_FILE
+from pretrain.recipe import RECIPE_FILE
 from pretrain.serving import COLUMNS as READING_COLUMNS
 from pretrain.serving import REQUIREMENTS as READING_REQUIREMENTS
 from pretrain.serving import Conversations

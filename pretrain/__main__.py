@@ -67,10 +67,10 @@ def run(
 def _resolve(name: str, overrides: list[str]) -> recipes.Recipe:
     """A recipe by name or file, or that of a run folder, wherever the folder is now."""
     folder = Path(name).resolve()
-    if not (folder / "recipe.yaml").is_file():
+    if not (folder / recipes.RECIPE_FILE).is_file():
         return recipes.load(name, overrides)
     place = [f"root={folder.parent}", f"name={folder.name}"]
-    return recipes.load(str(folder / "recipe.yaml"), [*place, *overrides])
+    return recipes.load(str(folder / recipes.RECIPE_FILE), [*place, *overrides])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import yaml
 from transformers import PreTrainedConfig
 
 from pretrain.checkpoint import Checkpoint
+from pretrain.recipe import RECIPE_FILE
 from pretrain.tracking import METRICS_FILE, read_records
 
 MEMORY_USAGE = """\
@@ -40,7 +41,7 @@ def render(saved: Checkpoint, config: PreTrainedConfig, *, about: str = "", usag
         about: first paragraph; unset: what the configuration tells.
         usage: section on use; unset: MemBART's, for a model with slots.
     """
-    recipe: dict[str, Any] = yaml.safe_load((saved.path / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = yaml.safe_load((saved.path / RECIPE_FILE).read_text(encoding="utf-8"))
     slots = getattr(config, "memory_len", 0)
     if not about:
         carries = f" whose encoder carries {slots} memory slots from segment to segment" if slots else ""

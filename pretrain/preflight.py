@@ -15,10 +15,7 @@ from pretrain.corpus.shardset import ShardSet, Window
 from pretrain.dispatch import plan as dispatch
 from pretrain.errors import UserError
 from pretrain.model.configuration import MemBartConfig
-from pretrain.recipe import Recipe, RunRecipe
-
-RECIPE_FILE = "recipe.yaml"
-TOKENIZER_FOLDER = "tokenizer"
+from pretrain.recipe import RECIPE_FILE, Recipe, RunRecipe
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain import build, flops
 from pretrain.corpus.shardset import ShardSet
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
 from pretrain.dispatch.faults import Tolerance
@@ -19,8 +20,8 @@ from pretrain.dispatch.plan import lost_documents, realised_mixture
 from pretrain.distributed import World
 from pretrain.files import write_atomically
 from pretrain.model.loss import IGNORED
-from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER, Plan
-from pretrain.recipe import Recipe
+from pretrain.preflight import Plan
+from pretrain.recipe import RECIPE_FILE, Recipe
 from pretrain.rehearsal import full_batch
 from pretrain.replay import Cell
 from pretrain.validate import Validation, validate

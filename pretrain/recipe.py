@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pretrain.errors import UserError
 from pretrain.noise import NoiseConfig
 
+RECIPE_FILE = "recipe.yaml"
+"""The resolved recipe in a run folder, a checkpoint and an exported model."""
+
 
 class Section(BaseModel):
     """Base of every recipe section: immutable, unknown keys refused."""

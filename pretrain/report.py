@@ -29,6 +29,7 @@ from pretrain.errors import UserError
 from pretrain.files import write_atomically
 from pretrain.page import Content, Section, one_run, several_runs
 from pretrain.plots import write_plots
+from pretrain.recipe import RECIPE_FILE
 from pretrain.tracking import METRICS_FILE, spool
 from pretrain.tracking.destination import local_store, view_hint
 from pretrain.tracking.history import History
@@ -204,7 +205,7 @@ def _places(
 
 
 def _recipe(run_dir: Path) -> str:
-    path = run_dir / "recipe.yaml"
+    path = run_dir / RECIPE_FILE
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 

@@ -21,7 +21,7 @@ from pretrain.engine import MOMENTS, Engine
 from pretrain.errors import UserError
 from pretrain.export.weights import GENERATION_FILE
 from pretrain.job import Job, Stream
-from pretrain.preflight import RECIPE_FILE
+from pretrain.recipe import RECIPE_FILE
 from pretrain.saver import Contents, Saver
 
 

@@ -24,7 +24,7 @@ from finetune.knowledge.words import StopWords, words
 from pretrain import checkpoint, recipe
 from pretrain.errors import UserError
 from pretrain.plots import BLUE, GREEN, GREY, VERMILION
-from pretrain.preflight import RECIPE_FILE
+from pretrain.recipe import RECIPE_FILE
 
 CLUSTERS = 3
 MOST_COMPANIONS = 30

@@ -24,12 +24,12 @@ from pretrain.corpus.documents import Reject, is_held_out
 from pretrain.corpus.encode import Encoded, Task
 from pretrain.corpus.manifest import BuildPlan, SourceCounts, make_manifest
 from pretrain.corpus.pool import encode_here, encode_in_workers
-from pretrain.corpus.shardset import MANIFEST, TOKENIZER, ShardInfo, Window, read_manifest
+from pretrain.corpus.shardset import MANIFEST, ShardInfo, Window, read_manifest
 from pretrain.corpus.shardwriter import ShardWriter
 from pretrain.corpus.sources import Inputs, SourceSpec, expand
 from pretrain.corpus.state import BuildState
 from pretrain.corpus.tasks import tasks
-from pretrain.corpus.tokenizer import Tokenizer, load_tokenizer
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER, Tokenizer, load_tokenizer
 from pretrain.corpus.workshop import REJECTS, STATE, already_built, clear, discard, publish, workshop
 from pretrain.errors import UserError
 from pretrain.files import write_atomically
@@ -169,7 +169,7 @@ class _Build:
 
     def run(self, workers: int) -> bool:
         """Go through the rest of the inputs and write the manifest; False when no document is left."""
-        self._tokenizer.save(self._folder / TOKENIZER)
+        self._tokenizer.save(self._folder / TOKENIZER_FOLDER)
         while self._source < len(self._plan.sources):
             spec = self._plan.sources[self._source]
             rest = islice(tasks(spec, self._inputs[self._source].files), self._task, None)
@@ -211,7 +211,7 @@ class _Build:
         """Results in the order of the tasks."""
         if workers == 1:
             return encode_here(rest, self._tokenizer, self._plan.min_tokens)
-        return encode_in_workers(rest, self._folder / TOKENIZER, self._plan.min_tokens, workers)
+        return encode_in_workers(rest, self._folder / TOKENIZER_FOLDER, self._plan.min_tokens, workers)
 
     def _take(self, spec: SourceSpec, encoded: Encoded) -> bool:
         """Write what a task gave; True when the source has reached its limit."""

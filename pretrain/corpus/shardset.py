@@ -21,11 +21,11 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from pretrain.corpus.tokenizer import Tokenizer, load_tokenizer, token_dtype
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER, Tokenizer, load_tokenizer, token_dtype
 from pretrain.errors import ShardError, UserError
 
 FORMAT, VERSION = "membart-shards", 1
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer"
+MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 INDEX_DTYPE = np.dtype([("length", "<u4"), ("offset", "<u8"), ("document", "<u8"), ("checksum", "<u4")])
 REBUILD = "restore the file or build the set again (`membart shards verify` lists all damage)"
@@ -165,11 +165,11 @@ class ShardSet:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the shards (from the copy inside the first folder)."""
-        tokenizer = load_tokenizer(self.folders[0] / TOKENIZER)
+        tokenizer = load_tokenizer(self.folders[0] / TOKENIZER_FOLDER)
         if tokenizer.fingerprint != self.tokenizer_hash:
             raise ShardError(
                 "its tokenizer is not the one the shards were made with",
-                where=str(self.folders[0] / TOKENIZER),
+                where=str(self.folders[0] / TOKENIZER_FOLDER),
                 mend=REBUILD,
             )
         return tokenizer

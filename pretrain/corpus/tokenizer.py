@@ -30,6 +30,9 @@ MASK = "<mask>"
 WORD_MARKS = ("Ġ", "Ċ", "ĉ", "č")
 """Byte-level spellings of space, line feed, tab and carriage return; a token that opens so opens a word."""
 
+TOKENIZER_FOLDER = "tokenizer"
+"""Where a shard set and a run keep theirs."""
+
 PIECE_CHARACTERS = 1 << 15
 """Long texts are encoded in pieces of about this many characters; see `_pieces`."""
 PIECES_AT_A_TIME = 256

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pretrain.corpus.documents import is_held_out
-from pretrain.corpus.shardset import MANIFEST, TOKENIZER, ShardIndex, ShardInfo, ShardSet, index_name
+from pretrain.corpus.shardset import MANIFEST, ShardIndex, ShardInfo, ShardSet, index_name
 from pretrain.corpus.shardwriter import BLOCK, END_OF_TAR, member_head
-from pretrain.corpus.tokenizer import load_tokenizer
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER, load_tokenizer
 from pretrain.corpus.workshop import REJECTS
 from pretrain.errors import UserError
 
@@ -119,12 +119,12 @@ def _documents(
 def _tokenizers(shards: ShardSet) -> Iterator[Problem]:
     for folder in shards.folders:
         try:
-            fingerprint = load_tokenizer(folder / TOKENIZER).fingerprint
+            fingerprint = load_tokenizer(folder / TOKENIZER_FOLDER).fingerprint
         except UserError as error:
-            yield Problem(str(folder / TOKENIZER), str(error))
+            yield Problem(str(folder / TOKENIZER_FOLDER), str(error))
             continue
         if fingerprint != shards.tokenizer_hash:
-            yield Problem(str(folder / TOKENIZER), "is not the tokenizer that made the shards")
+            yield Problem(str(folder / TOKENIZER_FOLDER), "is not the tokenizer that made the shards")
 
 
 def _totals(folder: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
@@ -144,5 +144,5 @@ def _strangers(folder: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
         known |= {f"{row['name']}.tar", index_name(row["name"])}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and name not in known and not name.startswith(f"{TOKENIZER}/"):
+        if file.is_file() and name not in known and not name.startswith(f"{TOKENIZER_FOLDER}/"):
             yield Problem(str(file), "is not part of this set")

@@ -15,10 +15,11 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from pretrain import checkpoint, modelcard
 from pretrain.checkpoint import Checkpoint
+from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.errors import CheckpointError, UserError
 from pretrain.export import weights
 from pretrain.export.kind import DEFAULT, Kind
-from pretrain.preflight import RECIPE_FILE, TOKENIZER_FOLDER
+from pretrain.recipe import RECIPE_FILE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
