@@ -28,6 +28,7 @@ class Request(IntEnum):
 
     @property
     def ends(self) -> bool:
+        """Whether training stops for it."""
         return self >= Request.PREEMPT
 
 

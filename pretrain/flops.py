@@ -41,6 +41,7 @@ class Forward:
 
     @property
     def total(self) -> float:
+        """Of the three parts."""
         return self.encoder + self.decoder + self.head
 
 

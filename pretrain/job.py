@@ -43,9 +43,14 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[Any]: ...
     def __next__(self) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The bookmark after the last batch taken: small JSON; `merge_states` joins those of the ranks."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state`, of this rank or merged, was taken."""
+
+    def close(self) -> None:
+        """Let go of workers and files."""
 
 
 class Validation(Protocol):
@@ -66,7 +71,8 @@ class Job(Protocol):
     """A checked recipe with its data and model, ready to be trained on some world."""
 
     @property
-    def recipe(self) -> RunRecipe: ...
+    def recipe(self) -> RunRecipe:
+        """Checked; its run folder is where the run is or goes on."""
 
     @property
     def deepspeed(self) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Line(Protocol):
     def tell(self, message: Message) -> None:
         """To rank 0, or from rank 0 to all. Never waits, never fails: who is gone hears nothing."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Hang up."""
 
 
 class Hub:

@@ -56,8 +56,11 @@ class TokenizerLike(Protocol):
     vocab_size: int
     mask: int
 
-    def word_starts(self) -> NDArray[np.bool_]: ...
-    def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]: ...
+    def word_starts(self) -> NDArray[np.bool_]:
+        """`[vocab_size]`: whether a token begins a word."""
+
+    def encode_batch(self, texts: list[str]) -> list[NDArray[np.integer]]:
+        """Ids of each text, without special tokens."""
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
+        """Of the fullest moment."""
         return max(self.moments.values())
 
     @property

@@ -53,6 +53,7 @@ class Pretraining:
 
     @cached_property
     def shard_set(self) -> ShardSet:
+        """What it trains on."""
         assert self.plan.shard_set is not None, "a dry run's plan does not train"
         return self.plan.shard_set
 

@@ -28,6 +28,8 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
+    """What is trained."""
+
     init: str = "scratch"
     """`scratch`, or a folder or hub name of a BART or MemBART checkpoint."""
     variant: str | None = None
@@ -53,6 +55,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
+    """What it is trained on, and how texts are dealt to agents."""
+
     shards: tuple[str, ...]
     """Shard-set folders made by `membart shards build`; several are joined into one mixture."""
     mixture: dict[str, float] | None = None
@@ -80,6 +84,8 @@ class DataSection(Section):
 
 
 class ReplaySection(Section):
+    """How gradients pass through memory."""
+
     mode: Literal["replay", "checkpoint", "bptt"] = "replay"
     """`replay`: Algorithm 1; `checkpoint`: recompute each timestep; `bptt`: keep every activation."""
     horizon: int = Field(default=6, gt=0)
@@ -99,6 +105,8 @@ class ReplaySection(Section):
 
 
 class OptimizerSection(Section):
+    """AdamW and its learning rate."""
+
     lr: float = Field(gt=0)
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -120,6 +128,8 @@ class OptimizerSection(Section):
 
 
 class TrainSection(Section):
+    """How long, on what, and when a run is given up."""
+
     steps: int = Field(gt=0)
     """Optimizer steps (updates) of the whole run."""
     seed: int = 1
@@ -148,6 +158,8 @@ class TrainSection(Section):
 
 
 class ValidationSection(Section):
+    """When held-out figures are taken, and what follows from them."""
+
     every: int = Field(default=0, ge=0)
     """Updates between validations; 0: only at the end."""
     max_timesteps: int = Field(default=64, gt=0)
@@ -159,6 +171,8 @@ class ValidationSection(Section):
 
 
 class CheckpointSection(Section):
+    """When checkpoints are written, and which are kept."""
+
     every: int = Field(default=1000, gt=0)
     """Updates between checkpoints."""
     asynchronous: bool = True
@@ -170,6 +184,8 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
+    """What is told of the run, and where."""
+
     experiment: str = "membart"
     """Name of the MLflow experiment."""
     mlflow: bool = True
@@ -210,6 +226,7 @@ class RunRecipe(Section, ABC):
 
     @property
     def run_dir(self) -> Path:
+        """The run folder."""
         return Path(self.root) / self.name
 
     @property
@@ -231,6 +248,7 @@ class RunRecipe(Section, ABC):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
+        """Every field, set or not, as `load` reads it."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 

@@ -81,6 +81,7 @@ class Save:
         return f"update {self.update} could not be saved: {self.error}; {left}"
 
     def metrics(self) -> dict[str, float]:
+        """The tracked figures; what only a checkpoint has is left out where there is none."""
         figures = {"checkpoint_stall_seconds": self.stall, "checkpoint_failures": float(self.failures)}
         if self.path is not None:
             figures |= {"checkpoint_seconds": self.seconds, "checkpoint_bytes": float(self.bytes)}

@@ -165,6 +165,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the last update is made, or patience is at its end."""
         patience = self.recipe.validation.patience
         return self.update >= self.recipe.train.steps or bool(patience and self.since_best >= patience)
 
@@ -263,6 +264,7 @@ class Run:
         return ended
 
     def close(self) -> None:
+        """End threads and workers; a save in flight is given up."""
         self.saver.close()
         self.stream.close()
 

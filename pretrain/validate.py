@@ -36,10 +36,12 @@ class Validation:
 
     @property
     def perplexity(self) -> float:
+        """exp(`loss`), at most exp(700)."""
         return _perplexity(self.nll[0].sum() / self.targets.sum())
 
     @property
     def perplexity_reset(self) -> float:
+        """The same with memory reset at every step."""
         return _perplexity(self.nll[1].sum() / self.targets.sum())
 
     def metrics(self) -> dict[str, float]:

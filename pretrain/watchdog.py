@@ -60,10 +60,12 @@ class Limits:
 
     @classmethod
     def of(cls, train: TrainSection) -> Limits:
+        """Those of a recipe; without a `peer_timeout` no silence is too long."""
         slow = PATIENCE * train.collective_timeout
         return cls(train.peer_timeout or math.inf, min(train.stall_seconds, slow), slow)
 
     def of_stall(self, standing: Standing) -> float:
+        """How long a rank may stay there."""
         if standing.phase == "finish":
             return self.slow + FINISHING
         return self.slow if standing.slow else self.stall
@@ -114,6 +116,7 @@ class Table:
         self._limits = limits
 
     def pass_time(self, seconds: float) -> None:
+        """So long was everybody watched since the last call."""
         for entry in self._entries.values():
             entry.quiet += seconds
             entry.silent += seconds
@@ -133,13 +136,16 @@ class Table:
         self._entries[rank].done = True
 
     def has_left(self, rank: int) -> bool:
+        """Whether the rank has said farewell."""
         return self._entries[rank].done
 
     @property
     def all_left(self) -> bool:
+        """Whether every rank has."""
         return all(entry.done for entry in self._entries.values())
 
     def standing(self, rank: int) -> Standing:
+        """Where the rank was when it was last heard of."""
         return self._entries[rank].standing
 
     def silent(self) -> Verdict | None:

@@ -47,8 +47,11 @@ class Plannable(Protocol):
 
     @property
     def shards(self) -> Sequence[ShardFacts]: ...
-    def select(self, split: str) -> Sequence[int]: ...
-    def lengths(self, shard: int) -> NDArray[np.integer]: ...
+    def select(self, split: str) -> Sequence[int]:
+        """Numbers of the shards of a split."""
+
+    def lengths(self, shard: int) -> NDArray[np.integer]:
+        """`[documents]`: body tokens of each document of a shard."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class MemBartConfig(BartConfig):
 
     @property
     def is_memformer(self) -> bool:
+        """Whether memory is read between sublayers and written by a module of its own."""
         return self.variant.startswith("memformer")
 
     @property

@@ -75,6 +75,7 @@ def feed_forward(layer: Any, states: Tensor, fc1: nn.Module, fc2: nn.Module) -> 
 
 
 def drop(layer: Any, states: Tensor) -> Tensor:
+    """Dropout at the layer's own rate, while it trains."""
     return nn.functional.dropout(states, layer.dropout, layer.training)
 
 

@@ -21,6 +21,7 @@ class SharedEncoderLayer(BartEncoderLayer):
     """BART's own layer over [memory; tokens]: what MemBART is when `mem_*` equals its twin."""
 
     def forward(self, tokens: Tensor, memory: Tensor, masks: Masks) -> LayerResult:
+        """As `MemBartEncoderLayer`."""
         slots = memory.shape[1]
         states = torch.cat([memory, tokens], dim=1)
         mixed, weights = self.self_attn(states, attention_mask=masks.joint)

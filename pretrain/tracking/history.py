@@ -20,6 +20,7 @@ class Series:
 
     @property
     def last(self) -> float:
+        """The newest value."""
         return float(self.values[-1])
 
     def finite(self) -> Series | None:
@@ -76,4 +77,5 @@ class History:
 
     @property
     def last_step(self) -> int:
+        """The newest step of any metric."""
         return max(int(series.steps[-1]) for series in self.columns.values())

@@ -37,6 +37,7 @@ class Record:
     metrics: Mapping[str, float]
 
     def line(self) -> bytes:
+        """The record as the file has it, line end included."""
         values = {name: _plain(value) for name, value in self.metrics.items()}
         head = {"step": self.step, "time": self.time, "kind": self.kind}
         return (json.dumps({**head, **values}, allow_nan=False) + "\n").encode()

@@ -59,18 +59,22 @@ class Progress:
 
 
 def run_record_path(run_dir: Path) -> Path:
+    """Of the `RunRecord`."""
     return run_dir / FOLDER / "run.json"
 
 
 def progress_path(run_dir: Path) -> Path:
+    """Of the `Progress`."""
     return run_dir / FOLDER / "progress.json"
 
 
 def artifacts_path(run_dir: Path) -> Path:
+    """Of the queue of artifacts."""
     return run_dir / FOLDER / "artifacts.jsonl"
 
 
 def lock_path(run_dir: Path) -> Path:
+    """Held by whoever uploads."""
     return run_dir / FOLDER / "upload.lock"
 
 
