@@ -89,8 +89,7 @@ def start(world: World, timeout_seconds: int) -> None:
     """Join the process group; every rank calls it once, before any model is built.
 
     Raises:
-        RendezvousError: some rank did not come in time.
-        UserError: another program has the port.
+        RendezvousError: some rank did not come in time, or another program has the port.
     """
     os.environ.update(
         RANK=str(world.rank),
@@ -107,10 +106,10 @@ def start(world: World, timeout_seconds: int) -> None:
     except (RuntimeError, ValueError) as error:
         place = f"{world.address}:{world.port}"
         if "EADDRINUSE" in str(error) or "already in use" in str(error):
-            raise UserError(
+            raise RendezvousError(
                 f"port {world.port} is taken by another program",
                 where=place,
-                mend="set MASTER_PORT to a free one",
+                mend="start again with another MASTER_PORT",
             ) from None
         raise RendezvousError(
             f"the {world.size} ranks did not find one another: {reason(error)}",

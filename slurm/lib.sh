@@ -40,6 +40,7 @@ begin() {
 
 # take_task [--tasks FILE | WORD...]: sets TASK to the words, or to those of this array task: tab-separated, the line
 # of FILE with the task's number.
+# shellcheck disable=SC2034 # the scripts read TASK
 take_task() {
     TASK=("$@")
     [[ ${1:-} == --tasks ]] || return 0
@@ -55,7 +56,7 @@ preflight() {
     [[ ${MEMBART_PREFLIGHT:-$SITE_PREFLIGHT} == off ]] && return 0
     local folder=$HERE/preflight node bad=() said=()
     mkdir -p "$folder"
-    LIMIT=$SITE_PREFLIGHT_SECONDS MASTER_PORT=$((MASTER_PORT + 6000)) \
+    LIMIT=$SITE_PREFLIGHT_SECONDS MASTER_PORT=$((MASTER_PORT + PORTS)) \
         step python -m tools.cli slurm preflight "$folder" --run "$RUN" -- "$@"
     if ((CODE == 143)); then # by Slurm alone: the job is cancelled or preempted, and no node is to blame
         again "TERM during the preflight"
@@ -264,7 +265,8 @@ rank_environment() {
     unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
     export MASTER_ADDR=${NODES[0]}
     # Another port at each start: ranks of an older one that still live find nobody to talk to.
-    export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 1009 * RESTART) % 6000))
+    MASTER_PORT=$(free_port $(((SLURM_JOB_ID + 1009 * RESTART) % PORTS)))
+    export MASTER_PORT
     export MEMBART_NODES="${NODES[*]}"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     # Since Slurm 22.05 srun does not take this over from sbatch.
@@ -277,6 +279,25 @@ rank_environment() {
         MLFLOW_TRACKING_URI=$(<"$address")
         export MLFLOW_TRACKING_URI
     fi
+}
+
+# Ports of ranks: PORTS from FIRST_PORT on; the same number of ports above is for preflights and tracking servers.
+FIRST_PORT=20000 PORTS=6000
+
+# free_port WISH: the first port from FIRST_PORT + WISH on that nobody on this host listens on, nor on its companion above:
+# another job of the same node may have them.
+free_port() {
+    local try port
+    for ((try = 0; try < 100; try++)); do
+        port=$((FIRST_PORT + ($1 + try) % PORTS))
+        if ! is_taken "$port" && ! is_taken $((port + PORTS)); then break; fi
+    done
+    echo "$port"
+}
+
+# is_taken PORT: whether a program of this host listens there, by the kernel's own table (state 0A).
+is_taken() {
+    grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf %04X "$1") [0-9A-F:]+ 0A " /proc/net/tcp /proc/net/tcp6
 }
 
 has_saved() {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from pretrain.distributed import World, detect
-from pretrain.errors import UserError
+from pretrain.distributed import World, detect, start
+from pretrain.errors import EXIT_RESTART, RendezvousError, UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "2"}
 SRUN = {
@@ -57,3 +59,16 @@ def test_nothing_set_is_a_world_of_one() -> None:
 def test_incomplete_or_contradictory_variables_are_refused(environment: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         detect(environment)
+
+
+def test_a_port_that_another_program_has_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that ends with this code is started again, with another port."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what `start` sets is taken back
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RendezvousError, match=f"port {port} is taken by another program") as caught:
+            start(World(0, 1, 0, "127.0.0.1", port), timeout_seconds=5)
+    assert caught.value.exit_code == EXIT_RESTART
