@@ -24,7 +24,7 @@ controls of Table 5 and Figure 3.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -164,7 +164,7 @@ class Annotations:
 
     @classmethod
     def open(cls, folder: Path) -> Annotations:
-        """Read a folder that `write` made.
+        """Read a folder that `fill` filled.
 
         Raises:
             UserError: absent, damaged, or of another format.
@@ -231,27 +231,6 @@ def utterance_name(dialogue: Dialogue, turn: int, context_turns: int) -> int:
 def sentence_hash(sentence: str) -> int:
     """Signed 64-bit hash of a sentence."""
     return int.from_bytes(_hash(sentence), "little", signed=True)
-
-
-def write(
-    folder: Path,
-    annotated: Iterable[tuple[Dialogue, int, Spans]],
-    keys: np.ndarray,
-    sentences: Sequence[str],
-    titles: Sequence[str] | None = None,
-    *,
-    context_turns: int = 0,
-) -> Annotations:
-    """Annotate dialogues by hand: spans of some turns, `keys` `[M, joint_size]` and sentences by row.
-
-    Raises:
-        UserError: the folder exists.
-    """
-    spans = {utterance_name(dialogue, turn, context_turns): found for dialogue, turn, found in annotated}
-    items = Items(titles or [""] * len(sentences), sentences, [sentence_hash(text) for text in sentences])
-    with artifact.making(folder) as aside:
-        fill(aside, Table.of(spans), keys, items, context_turns=context_turns)
-    return Annotations.open(folder)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pretrain.checkpoint import digest
 from pretrain.corpus.workshop import LOCK, discard, disk_errors, publish, workshop
 from pretrain.errors import UserError
+from pretrain.files import digest, sync
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 
@@ -109,13 +109,13 @@ def seal(folder: Path, kind: Kind, facts: Mapping[str, Any], about: Mapping[str,
         (folder / PLAN).unlink(missing_ok=True)
         files: dict[str, Any] = {}
         for file in sorted(entry for entry in folder.iterdir() if entry.is_file() and entry.name != LOCK):
-            _sync(file)
+            sync(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": digest(file)}
         identity = {"format": kind.format, "version": kind.version, **facts, "files": files}
         mark = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         content = json.dumps({**identity, "about": dict(about), "hash": mark}, indent=1, ensure_ascii=False)
         (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
-        _sync(folder / MANIFEST)
+        sync(folder / MANIFEST)
 
 
 def read(folder: Path, kind: Kind) -> dict[str, Any]:
@@ -165,9 +165,11 @@ def look(folder: Path, kind: Kind) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+def content_hash(folder: Path) -> str | None:
+    """What stands for all that a folder holds, whatever it is; None where no such folder can be read."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    mark = found.get("hash") if isinstance(found, dict) else None
+    return mark if isinstance(mark, str) else None

@@ -62,9 +62,7 @@ def vectors(retriever: Retriever, queries: Sequence[Query]) -> list[np.ndarray]:
 def windows(retriever: Retriever, text: str) -> list[tuple[int, str]]:
     """Pieces of a text that the encoder can read, with the character each begins at; mostly all of it."""
     specials = retriever.tokenizer.num_special_tokens_to_add()
-    offsets = retriever.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-        "offset_mapping"
-    ]
+    offsets = retriever.offsets(text)
     if len(offsets) <= retriever.longest - specials:
         return [(0, text)]
     most = min(WINDOW, retriever.longest) - specials

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from finetune.knowledge.annotations import Spans, context_of
 from finetune.knowledge.index import KnowledgeIndex
 from finetune.knowledge.queries import Query
 from finetune.knowledge.titles import Titles
-from finetune.knowledge.words import StopWords, Word, words
+from finetune.knowledge.words import StopWords, Word, pieces, words
 from pretrain.recipe import Section
 
 
@@ -22,6 +23,9 @@ class RetrievalOptions(Section):
 
     context_turns: int = 2
     """So many turns before an utterance are read with it: about the 40 word pieces of the released files."""
+    unit: Literal["word", "piece"] = "word"
+    """What gets an item: a word, or each token of the retriever for itself, as in the released files. A model
+    with another tokenizer takes for a token the piece that it shares most characters with."""
     stop_words: bool = True
     """Whether stop words get nothing (Table 9, row 2)."""
     titles: bool = True
@@ -59,8 +63,11 @@ class Retrieval:
     stop: StopWords = field(default_factory=StopWords)
 
     def __call__(self, utterances: Sequence[Utterance]) -> tuple[list[Spans], int]:
-        """The spans of each utterance, items as rows of the knowledge base, and how many words there were."""
-        found = [words(each.text) for each in utterances]
+        """The spans of each utterance, items as rows of the knowledge base, and how many words there were.
+
+        With `options.unit` "piece" all of it is about pieces of words.
+        """
+        found = [self._units(each.text) for each in utterances]
         content = [[word for word in row if not self._stopped(word)] for row in found]
         titled = [self._titled(each.text, row) for each, row in zip(utterances, found, strict=True)]
         wanted = [
@@ -77,13 +84,18 @@ class Retrieval:
             spans.append(Spans.of(rows))
         if self.options.pos:
             spans = [
-                replace(each, nouns=_marked(utterance.text, row, each))
-                for utterance, row, each in zip(utterances, found, spans, strict=True)
+                replace(each, nouns=_marked(utterance.text, each))
+                for utterance, each in zip(utterances, spans, strict=True)
             ]
         return spans, sum(map(len, found))
 
+    def _units(self, text: str) -> list[Word]:
+        if self.options.unit == "word":
+            return words(text)
+        return pieces(text, self.index.retriever.offsets(text))
+
     def _stopped(self, word: Word) -> bool:
-        return self.options.stop_words and word.text in self.stop
+        return self.options.stop_words and not word.inside and word.text in self.stop
 
     def _titled(self, text: str, row: Sequence[Word]) -> dict[Word, int]:
         return (
@@ -119,13 +131,14 @@ class Retrieval:
 def titled(text: str, row: Sequence[Word], titles: Titles, longest: int) -> dict[Word, int]:
     """The words of a text that are, alone or with their neighbours, the title of an article.
 
-    Longer titles go first; a title of several words gives its item to each of them.
+    Longer titles go first; a title of several words gives its item to each of them. None begins inside a
+    word.
     """
     found: dict[Word, int] = {}
     for length in range(longest, 0, -1):
         for first in range(len(row) - length + 1):
             inside = row[first : first + length]
-            if any(word in found for word in inside):
+            if inside[0].inside or any(word in found for word in inside):
                 continue
             item = titles.find(text[inside[0].start : inside[-1].end])
             if item is not None:
@@ -133,6 +146,8 @@ def titled(text: str, row: Sequence[Word], titles: Titles, longest: int) -> dict
     return found
 
 
-def _marked(text: str, row: Sequence[Word], spans: Spans) -> np.ndarray:
-    marks = dict(zip([word.start for word in row], speech.nouns(text, row), strict=True))
-    return np.array([marks[start] for start in spans.starts.tolist()], np.bool_)
+def _marked(text: str, spans: Spans) -> np.ndarray:
+    """Whether each span is, or is within, a noun."""
+    row = words(text)
+    marks = np.array(speech.nouns(text, row), np.bool_)
+    return marks[np.searchsorted([word.start for word in row], spans.starts, side="right") - 1]

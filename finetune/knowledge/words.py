@@ -1,7 +1,8 @@
-"""Words of a text with character offsets, and which of them never get knowledge."""
+"""Words of a text, or pieces of them, with character offsets, and which of them never get knowledge."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,31 @@ class Word:
     start: int
     end: int
     """Character offsets; `text` is that slice."""
+    inside: bool = False
+    """A piece of a word, and not its first: it is neither a stop word nor a title, whatever it reads."""
 
 
 def words(text: str) -> list[Word]:
     """The words of a text in order; what has neither letter nor digit is none."""
     return [Word(found.group(), found.start(), found.end()) for found in _WORD.finditer(text)]
+
+
+def pieces(text: str, tokens: Sequence[tuple[int, int]]) -> list[Word]:
+    """The letters and digits of each token of a text, in order; tokens without any are none.
+
+    Args:
+        tokens: character offsets. Where several stand for the same characters, as bytes of one do, the first
+            counts.
+    """
+    begins = {word.start for word in words(text)}
+    found: dict[tuple[int, int], Word] = {}
+    for start, end in tokens:
+        inner = words(text[start:end])
+        if inner:
+            first, last = start + inner[0].start, start + inner[-1].end
+            piece = Word(text[first:last], first, last, inside=first not in begins)
+            found.setdefault((first, last), piece)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

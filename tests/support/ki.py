@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,11 @@ from finetune.backbone import Backbone
 from finetune.batch import TurnBatch, collate
 from finetune.dialogue.dialogue import Dialogue
 from finetune.families.ki import Family, KiSettings
-from finetune.knowledge import annotations
-from finetune.knowledge.annotations import Annotations, Spans
+from finetune.knowledge.annotations import Annotations, Spans, annotated_turns
 from finetune.knowledge.words import words
 from finetune.recipe import DialogueSection
+from tests.support import annotated, tiny
 from tests.support import dialogues as made
-from tests.support import tiny
 
 SIZE = 8
 """Dimensions of the joint space."""
@@ -63,16 +62,16 @@ def unit(rows: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write(folder: Path, dialogues: Sequence[Dialogue]) -> Annotations:
-    """Every word of every turn that an encoder may read, with a random key for each."""
+def write(folder: Path, dialogues: Iterable[Dialogue], tagged: bool = False) -> Annotations:
+    """Every word of every turn that an encoder may read, with a random key; `tagged`: half of them nouns."""
     vocabulary: dict[str, int] = {}
-    rows = [
-        (dialogue, turn, known(dialogue.turns[turn].text, vocabulary))
-        for dialogue in dialogues
-        for turn in annotations.annotated_turns(dialogue)
-    ]
+    rows = []
+    for dialogue in dialogues:
+        for turn in annotated_turns(dialogue):
+            spans = known(dialogue.turns[turn].text, vocabulary)
+            rows.append((dialogue, turn, replace(spans, nouns=spans.items % 2 == 0) if tagged else spans))
     sentences = [f"All about {word}." for word in vocabulary]
-    return annotations.write(folder, rows, unit(len(vocabulary)), sentences)
+    return annotated.write(folder, rows, unit(len(vocabulary)), sentences)
 
 
 @cache

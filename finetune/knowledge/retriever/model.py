@@ -155,6 +155,11 @@ class Retriever(nn.Module):
         real = (mask == 1) & (found["special_tokens_mask"] == 0)
         return Encoded(found["input_ids"], mask, real, found["offset_mapping"])
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Characters that each token of a text stands for, however long it is, without specials."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return list(found["offset_mapping"])
+
     def token_outputs(self, texts: Encoded) -> Tensor:
         """Head outputs `[B, S, joint_size]` of every token, not yet of unit length."""
         found: Tensor = self.tokens.head(self.tokens.states(texts))

@@ -28,6 +28,9 @@ class RetrieverSettings(Section):
     margin: float = Field(default=0.5, gt=0)
     mask_title: float = Field(default=0.0, ge=0, le=1)
     """Chance that the title is hidden from the sentence encoder, so that it alone does not solve the task."""
+    hide_context: float = Field(default=0.0, ge=0, le=1)
+    """Chance that the word encoder sees only a few words in a row of a sentence, so that it must know them.
+    Not in the paper, whose encoders know words beforehand."""
     lr: float = Field(default=2e-5, gt=0)
     head_lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

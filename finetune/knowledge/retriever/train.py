@@ -29,10 +29,13 @@ from finetune.knowledge.base import KnowledgeBase
 from finetune.knowledge.retriever.loss import Matched, match
 from finetune.knowledge.retriever.model import KIND, Retriever
 from finetune.knowledge.retriever.settings import RetrieverSettings
+from finetune.knowledge.words import words
 from pretrain import counter
 from pretrain.errors import DivergedError, UserError
 
 STATE, METRICS, BEST = "state.pt", "metrics.jsonl", "best.pt"
+FEW_WORDS = 4
+"""Most words that are left of a sentence whose context is hidden."""
 _ORDER, _STEP, _CHECK = range(3)
 """What random numbers are for."""
 
@@ -151,9 +154,10 @@ class _Run:
 
     def _matched(self, rows: np.ndarray, number: int, masked: bool) -> Matched:
         sentences = self.base.sentences(rows)
-        hidden = self._hide_titles(rows, sentences, number) if masked else sentences
-        texts = self.model.encode(sentences).to(self.device)
-        known = texts if hidden is sentences else self.model.encode(hidden).to(self.device)
+        said = self._hide_context(sentences, number) if masked else sentences
+        told = self._hide_titles(rows, sentences, number) if masked else sentences
+        texts = self.model.encode(said).to(self.device)
+        known = texts if told is said else self.model.encode(told).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             outputs = self.model.token_outputs(texts)
             keys = self.model.keys(known)
@@ -170,12 +174,32 @@ class _Run:
         if not self.settings.mask_title:
             return sentences
         mask = self.model.tokenizer.mask_token or self.model.tokenizer.unk_token
-        dice = counter.draw(counter.fold(self.settings.seed, _STEP, number), 1, len(rows))[0] / 2.0**64
+        dice = self._dice(number, 1, len(rows))
         names = self.base.names(rows)
         return [
             sentence.replace(name, mask) if chance < self.settings.mask_title else sentence
             for sentence, name, chance in zip(sentences, names, dice, strict=True)
         ]
+
+    def _hide_context(self, sentences: list[str], number: int) -> list[str]:
+        """The sentences for the word side, of some only up to `FEW_WORDS` words in a row."""
+        if not self.settings.hide_context:
+            return sentences
+        chances, lengths, places = self._dice(number, 2, 3 * len(sentences)).reshape(3, -1)
+        found = []
+        for sentence, chance, length, place in zip(sentences, chances, lengths, places, strict=True):
+            row = words(sentence)
+            if chance < self.settings.hide_context and row:
+                count = min(1 + int(length * FEW_WORDS), len(row))
+                first = int(place * (len(row) - count + 1))
+                sentence = sentence[row[first].start : row[first + count - 1].end]
+            found.append(sentence)
+        return found
+
+    def _dice(self, number: int, purpose: int, count: int) -> np.ndarray:
+        """`[count]` in [0, 1), a function of seed, step and purpose."""
+        key = counter.fold(self.settings.seed, _STEP, number)
+        return np.asarray(counter.draw(key, purpose, count)[0] / 2.0**64)
 
     def save(self, progress: Progress) -> None:
         """Remember a validation: the state to go on from, and the model if it is the best yet."""

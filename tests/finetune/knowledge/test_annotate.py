@@ -11,6 +11,7 @@ import pytest
 
 from finetune.dialogue.dialogue import Dialogue, Turn
 from finetune.dialogue.wow_ki import pieces_to_text
+from finetune.families.ki.alignment import NONE, token_items
 from finetune.knowledge import speech
 from finetune.knowledge.annotate import annotate, annotate_released, random_keys, released_spans
 from finetune.knowledge.annotations import Annotations
@@ -21,7 +22,7 @@ from finetune.knowledge.parallel import in_order
 from finetune.knowledge.queries import Query, vectors
 from finetune.knowledge.retrieval import Retrieval, RetrievalOptions, Utterance, titled
 from finetune.knowledge.titles import Titles, write
-from finetune.knowledge.words import StopWords, words
+from finetune.knowledge.words import StopWords, pieces, words
 from pretrain.errors import UserError
 from tests.support import knowledge
 
@@ -56,6 +57,18 @@ def test_search_takes_the_nearest_item() -> None:
     assert spans.scores[0] == pytest.approx((index.keys @ vector[0]).max(), abs=1e-5)
 
 
+def test_a_title_is_taken_before_an_item_that_search_likes_better() -> None:
+    index = knowledge.index()
+    by_search = {title: got(title, titles=False)[title] for title, _ in knowledge.articles()}
+    title, (other, exact) = next((one, found) for one, found in by_search.items() if found[0] != one)
+    assert not exact
+    [spans], _ = Retrieval(index, RetrievalOptions(titles=False))([Utterance(title)])
+    vector = vectors(index.retriever, [Query(title, words(title))])[0][0]
+    own = index.base.titles.find(title)
+    assert spans.scores[0] > index.keys[own] @ vector
+    assert got(title.upper())[title.upper()] == (title, True) != (other, False)
+
+
 def test_a_stop_word_has_nothing_even_if_it_is_a_title() -> None:
     retrieval = Retrieval(knowledge.index(), stop=StopWords())
     retrieval.stop.__dict__["listed"] = retrieval.stop.listed | {"badon"}
@@ -85,6 +98,42 @@ def test_the_context_is_read_too() -> None:
     )[0]
     assert near.starts.tolist() == far.starts.tolist()
     assert near.scores[0] != far.scores[0]
+
+
+def test_each_piece_can_have_an_item_of_its_own() -> None:
+    index, text = knowledge.index(), "  swimming people of the northern islands, badon!"
+    tokens = index.retriever.offsets(text)
+    retrieval = Retrieval(index, RetrievalOptions(unit="piece", pos=True))
+    [spans], count = retrieval([Utterance(text)])
+    wanted = [piece for piece in pieces(text, tokens) if piece.inside or piece.text not in StopWords()]
+    assert count > len(wanted) > len(words(text))
+    assert list(zip(spans.starts, spans.ends, strict=True)) == [(each.start, each.end) for each in wanted]
+    queried = vectors(index.retriever, [Query(text, [each]) for each in wanted])
+    nearest = [int((index.keys @ vector[0]).argmax()) for vector in queried]
+    assert spans.items[~spans.exact].tolist() == [
+        item for item, exact in zip(nearest, spans.exact, strict=True) if not exact
+    ]
+    assert spans.nouns is not None
+    of_a_word = next(word for word in words(text) if word.text == "people")
+    inside = (spans.starts >= of_a_word.start) & (spans.ends <= of_a_word.end)
+    assert inside.sum() > 1
+    assert spans.nouns[inside].all()
+    # A model with the retriever's tokenizer has, token for token, what was found for it.
+    found = token_items(text, tokens, spans)
+    by_place = dict(zip(spans.starts.tolist(), spans.items.tolist(), strict=True))
+    starts = [next((at for at in range(*token) if not text[at].isspace()), -1) for token in tokens]
+    assert found.tolist() == [by_place.get(start, NONE) for start in starts]
+
+
+def test_a_piece_inside_a_word_is_neither_stop_word_nor_title(tmp_path: Path) -> None:
+    index = knowledge.index()
+    first, *later = pieces("badon", index.retriever.offsets("badon"))
+    retrieval = Retrieval(index, RetrievalOptions(unit="piece"), StopWords())
+    retrieval.stop.__dict__["listed"] = retrieval.stop.listed | {piece.text for piece in (first, *later)}
+    assert later
+    assert retrieval([Utterance("badon")])[0][0].starts.tolist() == [piece.start for piece in later]
+    write(tmp_path / "t", [(later[0].text, 5), (first.text, 6)])
+    assert titled("badon", [first, *later], Titles(tmp_path / "t"), 1) == {first: 6}
 
 
 def annotated(out: Path, **changes: object) -> Annotations:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from finetune.dialogue.dialogue import Dialogue, Turn
-from finetune.knowledge.annotations import Annotations, Spans, annotated_turns, sentence_hash, write
+from finetune.knowledge.annotations import Annotations, Spans, annotated_turns, sentence_hash
 from pretrain.errors import UserError
+from tests.support.annotated import write
 
 OWLS = Dialogue("owls", (Turn(0, "owls fly"), Turn(1, "at night ?"), Turn(0, "owls fly")))
 CATS = Dialogue("cats", (Turn(0, "cats sleep"), Turn(1, "owls fly")))

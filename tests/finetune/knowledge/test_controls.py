@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from finetune.dialogue.dialogue import Dialogue, Turn
-from finetune.knowledge.annotations import Annotations, Spans, write
+from finetune.knowledge.annotations import Annotations, Spans
 from finetune.knowledge.controls import controlled
 from pretrain.errors import UserError
+from tests.support.annotated import write
 
 TEXTS = ("a b c d e", "f g", "no knowledge", "h i j k")
 DIALOGUES = [Dialogue(text, (Turn(0, text), Turn(1, "reply"))) for text in TEXTS]

@@ -20,7 +20,7 @@ from finetune.knowledge.index import (
     nearest,
 )
 from finetune.knowledge.queries import Query, vectors
-from finetune.knowledge.words import Word
+from finetune.knowledge.words import Word, words
 from pretrain.errors import UserError
 from tests.support import knowledge
 
@@ -73,6 +73,20 @@ def test_titles_alone_are_asked_for(tmp_path: Path) -> None:
     found = nearest(index.keys, np.concatenate(vectors(index.retriever, queries)))[0]
     assert index.manifest["titles_found"] == pytest.approx((found == np.arange(64)).mean(), abs=0.02)
     assert index.manifest["titles_found"] > 3 / 64  # chance is 1 / 64
+
+
+def test_recall_of_cells_is_stored_and_an_index_of_other_keys_is_refused(tmp_path: Path) -> None:
+    base, retriever = knowledge.base().folder, knowledge.retriever_folder()
+    made = build(base, retriever, tmp_path / "index", IndexOptions("IVF16,Flat", probes=1))
+    asked = [Query(text, words(text)[-1:]) for text in knowledge.base().sentences(range(64))]
+    wanted = np.concatenate(vectors(made.retriever, asked))
+    lost = (made.search(wanted)[0] != nearest(made.keys, wanted)[0]).mean()
+    assert KnowledgeIndex.open(tmp_path / "index").recall == made.recall
+    assert 0 < made.recall < 1
+    assert lost > 0
+    indexed(unit(64, 64, 0), tmp_path / "index" / "index.faiss", "IVF16,Flat", 1)
+    with pytest.raises(UserError, match=r"index\.faiss (is damaged|has)"):
+        KnowledgeIndex.open(tmp_path / "index")
 
 
 def test_a_small_base_is_searched_whole_and_a_large_one_in_cells() -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from finetune.dialogue.dialogue import Dialogue, Turn
-from finetune.knowledge.annotations import Annotations, Spans, write
+from finetune.knowledge.annotations import Annotations, Spans
 from finetune.knowledge.picture import Map, distances, draw, neighbourhood, plane, word_vectors
 from pretrain.errors import UserError
 from tests.support import knowledge
+from tests.support.annotated import write
 
 TALK = Dialogue(
     "talk", (Turn(0, "Rowling wrote a book"), Turn(1, "the book of Rowling is famous"), Turn(0, "yes"))

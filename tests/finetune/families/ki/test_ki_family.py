@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,6 @@ from finetune.dialogue.dialogue import Dialogue, Turn
 from finetune.families.ki import Family, KiSettings
 from finetune.families.ki.layout import ITEMS
 from finetune.families.ki.objective import NO_ANCHOR
-from finetune.knowledge import annotations
 from finetune.knowledge.annotations import Spans
 from finetune.metrics import papers
 from finetune.metrics.catalogue import METRICS
@@ -36,8 +33,8 @@ from finetune.recipe import DialogueSection, FineTuneRecipe, GenerationSection
 from pretrain import recipe as recipes
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
+from tests.support import annotated, ki
 from tests.support import dialogues as made
-from tests.support import ki
 
 BODIES = list(ki.SHAPES)
 BEAMS = GenerationSection(beams=3, max_new_tokens=6, replies=2)
@@ -233,20 +230,8 @@ def anchored(which: Family) -> torch.Tensor:
     return batch.ki_anchor != NO_ANCHOR
 
 
-def tagged(folder: Path) -> str:
-    """The annotations of `ki.TALK` with every other word a noun."""
-    vocabulary: dict[str, int] = {}
-    rows = []
-    for dialogue in ki.TALK:
-        for turn in annotations.annotated_turns(dialogue):
-            spans = ki.known(dialogue.turns[turn].text, vocabulary)
-            rows.append((dialogue, turn, replace(spans, nouns=spans.items % 2 == 0)))
-    annotations.write(folder, rows, ki.unit(len(vocabulary)), [f"All about {word}." for word in vocabulary])
-    return str(folder)
-
-
 def test_controls_change_items_or_coverage_as_they_say(tmp_path):  # 19
-    folder = tagged(tmp_path / "tagged")
+    folder = str(ki.write(tmp_path / "tagged", ki.TALK, tagged=True).folder)
     found = {
         control: ki.built(knowledge=folder, knowledge_control=control)[0]
         for control in ("none", "random", "sentence", "factual", "linguistic")
@@ -358,7 +343,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> str:
         for one in about(word):
             text = one.turns[0].text
             rows.append((one, 0, Spans.of([(len(text) - len(word), len(text), item, True, 1.0)])))
-    annotations.write(folder, rows, np.eye(4, 8, dtype=np.float32), [f"Fact {n}." for n in range(4)])
+    annotated.write(folder, rows, np.eye(4, 8, dtype=np.float32), [f"Fact {n}." for n in range(4)])
     return str(folder)
 
 
