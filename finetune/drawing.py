@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -59,6 +60,17 @@ class GumbelNoise(LogitsProcessor):
         uniform = torch.stack([torch.rand(width, generator=g, dtype=torch.float64) for g in self._generators])
         noise = -(-uniform.clamp(min=1e-300).log()).log()
         return scores + noise.to(scores.device, scores.dtype)
+
+
+def processors(how: GenerationSection, keys: Sequence[RowKey]) -> LogitsProcessorList:
+    """What to do to the scores so that the greedy choice is the next token, in families that search by
+    themselves: the penalty of repetitions and, where `how` samples, `drawing`."""
+    found = LogitsProcessorList()
+    if how.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(how.repetition_penalty))
+    if how.sample:
+        found.extend(drawing(how, keys))
+    return found
 
 
 def drawing(how: GenerationSection, keys: Sequence[RowKey]) -> LogitsProcessorList:

@@ -1,10 +1,56 @@
-"""The recipe's `generation` section as options of transformers' `generate`."""
+"""Replies by transformers' `generate`, as the recipe's `generation` section wants them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from finetune.batch import TurnBatch
 from finetune.recipe import GenerationSection
+from finetune.text import DialogueText
+from pretrain import replay
+
+
+def write_replies(
+    model: Any,
+    batch: TurnBatch,
+    encoded: Any,
+    text: DialogueText,
+    how: GenerationSection,
+    key: tuple[int | str, ...],
+    positions: int = 0,
+) -> list[list[str]]:
+    """`how.replies` replies of each row in the plain-text form of `finetune.text`; none of a dry row.
+
+    Args:
+        encoded: what the encoder made of the batch, as `model.generate` takes it.
+        key: what all randomness is drawn from, beside `how.seed`.
+        positions: as of `generate_options`.
+    """
+    replay.seed(how.seed, *key)
+    made = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        encoder_outputs=encoded,
+        decoder_start_token_id=text.bos,
+        eos_token_id=text.ends,
+        pad_token_id=text.pad,
+        **generate_options(how, positions),
+    )
+    return as_replies(made, text, how.replies, batch)
+
+
+def as_replies(made: Tensor, text: DialogueText, each: int, batch: TurnBatch) -> list[list[str]]:
+    """Generated tokens `[A * each, T]` as `each` texts of every row, in the plain-text form."""
+    texts = [text.clean(row) for row in made.tolist()]
+    return of_live([texts[at : at + each] for at in range(0, len(texts), each)], batch)
+
+
+def of_live(texts: list[list[str]], batch: TurnBatch) -> list[list[str]]:
+    """Texts of each row, empty for dry ones, which read nothing."""
+    live = batch.attention_mask.any(dim=1).tolist()
+    return [row if ok else [] for row, ok in zip(texts, live, strict=True)]
 
 
 def generate_options(how: GenerationSection, positions: int = 0) -> dict[str, Any]:

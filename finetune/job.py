@@ -80,10 +80,6 @@ class FineTuning:
     def deepspeed(self) -> dict[str, Any]:
         return self._deepspeed
 
-    @property
-    def resume(self) -> Checkpoint | None:
-        return self._resume
-
     @cached_property
     def data_hash(self) -> str:
         return stream.data_hash(self.train.dialogues)

@@ -113,9 +113,3 @@ def content_summary(gathered: Mapping[str, Tensor]) -> dict[str, float]:
     """Perplexity of the words alone: role marks and ends are nearly free and flatter the plain one."""
     mean = gathered["content_nll"].double().sum() / gathered["content_tokens"].sum().clamp(min=1)
     return {"perplexity_content": float(torch.exp(mean))}
-
-
-def grouped(texts: list[str], per_row: int, live: Tensor) -> list[list[str]]:
-    """Generated texts as lists of `per_row`, empty for rows `[A]` that are not live."""
-    rows = [texts[at : at + per_row] for at in range(0, len(texts), per_row)]
-    return [row if ok else [] for row, ok in zip(rows, live.tolist(), strict=True)]

@@ -8,6 +8,7 @@ end to end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -125,9 +126,14 @@ class DialogueText:
         """`places` cut as `source` cuts the history, special tokens included."""
         return [NOWHERE, *_last(places, limit - 2), NOWHERE]
 
-    def clean(self, ids: list[int]) -> str:
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text, without special ones and without space around."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def clean(self, ids: Sequence[int]) -> str:
         """A generated reply without mark, end and special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         text = text.split(END)[0].strip()
         for mark in self._marks:
             text = text.removeprefix(mark)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,22 +12,11 @@ from torch import Tensor, nn
 
 from finetune.backbone import Backbone
 from pretrain.errors import CheckpointError
+from pretrain.export import named_tensors
 from pretrain.model.convert import is_memory, twin
+from pretrain.model.origins import FRESH, Origin
 
 WEIGHTS_FILE = "weights.json"
-FRESH = "fresh"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One tensor of the model."""
-
-    name: str
-    shape: tuple[int, ...]
-    source: str
-    """Name in the backbone, or `fresh`."""
-    note: str = ""
-    """What was done on the way, such as rows appended; or how a fresh tensor was drawn."""
 
 
 @dataclass(frozen=True)
@@ -108,29 +97,39 @@ def load_mapped(
     return WeightMap(backbone, tuple(origins), left)
 
 
-def from_membart(model: nn.Module, backbone: Backbone) -> WeightMap:
-    """The map of a MemBART that `Backbone.membart` (or nothing) gave its weights under the same names.
+def from_backbone(model: nn.Module, backbone: Backbone) -> WeightMap:
+    """The map of a model that has its backbone's own names, as `finetune.bodies` makes them.
 
     From plain BART the memory stream starts from BART's twins; see `pretrain.model.convert`.
     """
-    tensors = named_tensors(model)
     if backbone.is_scratch:
-        rows = [Origin(name, tuple(tensor.shape), FRESH) for name, tensor in tensors.items()]
-        return WeightMap(backbone.place, tuple(rows))
+        return all_fresh(model, backbone)
     from_bart = backbone.config.model_type == "bart"
     rows = []
-    for name, tensor in tensors.items():
+    for name, tensor in named_tensors(model).items():
         origin = (twin(name) or (FRESH if is_memory(name) else name)) if from_bart else name
         note = "the token stream's twin" if from_bart and twin(name) else ""
         rows.append(Origin(name, tuple(tensor.shape), origin, note))
+    return WeightMap(backbone.place, tuple(rows), backbone.unused)
+
+
+def all_fresh(model: nn.Module, backbone: Backbone) -> WeightMap:
+    """The map of a model that took nothing of its backbone."""
+    rows = (Origin(name, tuple(tensor.shape), FRESH) for name, tensor in named_tensors(model).items())
     return WeightMap(backbone.place, tuple(rows))
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, tied ones once, and persistent buffers, by name."""
-    stored = set(model.state_dict(keep_vars=True))
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
-    return {**dict(model.named_parameters()), **buffers}
+def traced(found: WeightMap, first: WeightMap) -> WeightMap:
+    """`found` by where its sources, the tensors of `first`, came from themselves, with the notes of both."""
+    named = {origin.name: origin for origin in first.tensors}
+    rows = (_through(origin, named.get(origin.source)) for origin in found.tensors)
+    return WeightMap(found.backbone, tuple(rows), {**first.unused, **found.unused})
+
+
+def _through(origin: Origin, first: Origin | None) -> Origin:
+    if first is None:
+        return origin
+    return replace(origin, source=first.source, note="; ".join(filter(None, (first.note, origin.note))))
 
 
 def _count(origins: Iterable[Origin]) -> int:

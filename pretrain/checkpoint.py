@@ -134,6 +134,11 @@ class Checkpoint:
             )
         return out
 
+    @property
+    def names(self) -> set[str]:
+        """Of all parameters and buffers that it holds."""
+        return {name for key, name in self._pieces if key == "master"} | self.frozen().keys()
+
     def has(self, key: str, name: str) -> bool:
         return (key, name) in self._pieces
 

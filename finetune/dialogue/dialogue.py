@@ -80,6 +80,10 @@ class Dialogue:
     topic: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    def answers(self, speaker: int) -> list[int]:
+        """Indexes of the turns of a speaker that answer something: all but the first of the dialogue."""
+        return [index for index, turn in enumerate(self.turns) if index and turn.speaker == speaker]
+
 
 def flaw(dialogue: Dialogue) -> str:
     """What contradicts itself in a dialogue, in words; empty if nothing does."""

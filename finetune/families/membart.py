@@ -14,25 +14,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from finetune import bodies
 from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch
 from finetune.dialogue.dialogue import Dialogue
 from finetune.family import Replies
-from finetune.generation import generate_options
-from finetune.layout import (
-    ReplyLayout,
-    content_figures,
-    content_labels,
-    content_summary,
-    count_targets,
-    grouped,
-)
+from finetune.generation import write_replies
+from finetune.layout import ReplyLayout, content_figures, content_labels, content_summary, count_targets
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import WeightMap, from_membart
+from finetune.weights import WeightMap, from_backbone
 from pretrain import replay
-from pretrain.errors import UserError
-from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
-from pretrain.model.convert import is_memory
+from pretrain.model import MemBartForConditionalGeneration
 from pretrain.recipe import Section
 
 
@@ -66,37 +58,17 @@ class Family:
         changes = dict(self.settings.config)
         if self.data.memory == "off":
             changes["memory_len"] = 0
-        if backbone.is_scratch:
-            try:
-                config = MemBartConfig(**{"vocab_size": len(self.text.tokenizer), **changes})
-            except (TypeError, ValueError) as error:
-                raise UserError(f"model.config: {error}", where="family membart") from None
-            model = MemBartForConditionalGeneration.from_scratch(config)
-        elif backbone.is_membart:
-            model = backbone.membart(**changes)
-        else:
-            raise UserError(
-                f"a {backbone.config.model_type} cannot become a MemBART",
-                where=backbone.place,
-                mend="give a MemBART or BART, or the family baseline",
-            )
-        if model.config.max_position_embeddings < self.data.context_tokens:
-            raise UserError(
-                f"data.context_tokens={self.data.context_tokens} does not fit the model's "
-                f"{model.config.max_position_embeddings} positions",
-                mend="lower data.context_tokens",
-            )
+        model = bodies.membart(backbone, changes, vocab_size=len(self.text.tokenizer))
+        bodies.check_positions(model.config, self.data.context_tokens)
         model.generation_config.decoder_start_token_id = self.text.bos
-        return model, from_membart(model, backbone)
+        return model, from_backbone(model, backbone)
 
     def prepare(self, model: MemBartForConditionalGeneration) -> None:
         if self.settings.freeze_positions:
             for side in (model.model.encoder, model.model.decoder):
                 side.embed_positions.requires_grad_(False)
-        if model.config.memory_len == 0:  # else weight decay would wear away what nothing uses
-            for name, parameter in model.named_parameters():
-                if is_memory(name):
-                    parameter.requires_grad_(False)
+        if model.config.memory_len == 0:
+            bodies.rest_memory(model)
 
     def cell(self, model: MemBartForConditionalGeneration) -> nn.Module:
         return replay.Cell(model)
@@ -129,20 +101,11 @@ class Family:
         key: tuple[int | str, ...],
     ) -> Replies:
         encoded = model.encode(batch.input_ids, batch.attention_mask, memory, batch.memory_resets)
-        replay.seed(how.seed, *key)
-        made = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            encoder_outputs=encoded,
-            decoder_start_token_id=self.text.bos,
-            eos_token_id=self.text.ends,
-            pad_token_id=self.text.pad,
-            **generate_options(how, model.config.max_position_embeddings),
-        )
-        replies = [self.text.clean(row) for row in made.tolist()]
         assert encoded.memory_states is not None
-        live = batch.attention_mask.any(dim=1)
-        return Replies(grouped(replies, how.replies, live), encoded.memory_states)
+        texts = write_replies(
+            model, batch, encoded, self.text, how, key, model.config.max_position_embeddings
+        )
+        return Replies(texts, encoded.memory_states)
 
     @torch.no_grad()
     def figures(

@@ -15,6 +15,7 @@ from finetune.dialogue.dialogue import Dialogue
 from finetune.evaluate import timesteps
 from finetune.families.persona_cvae import Family, PersonaCvae
 from finetune.families.persona_cvae.layout import content_words
+from finetune.families.persona_cvae.writing import replies
 from finetune.fitted import Fitted
 from finetune.metrics import Resources
 from finetune.metrics import evaluate as measure
@@ -87,7 +88,7 @@ class Study:
             rows = [row for row, example in enumerate(batch.examples) if example is not None]
             rows = rows[: most - len(found[0])]
             for place, level in enumerate(levels):
-                texts = self.family.replies(self.model, read, batch, how, fader=level)
+                texts = replies(self.model, self.family.layout, read, batch, how, fader=level)
                 for row in rows:
                     example = batch.examples[row]
                     assert example is not None

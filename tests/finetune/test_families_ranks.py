@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
-from finetune import fitted
+from finetune import backbone, fitted
 from finetune.batch import collate
 from finetune.exporting import kind_of
-from pretrain.export import export
+from finetune.job import make_family
+from finetune.recipe import FineTuneRecipe
+from pretrain.export import export, named_tensors
 from tests.support import dialogues as made
 from tests.support import families, processes
 
@@ -90,3 +92,23 @@ def test_every_tensor_of_the_model_is_in_the_weight_report(root: Path, family: s
     names = {origin["name"] for origin in report["tensors"]}
     model = fitted.load(root / f"{family}-zero1").model
     assert {name for name, _ in model.named_parameters()} <= names
+
+
+@pytest.mark.parametrize("family", ["membart", "fusion", "persona_cvae", "ki", "dior_cvae"])
+def test_a_run_of_ki_is_a_membart_to_start_from_and_its_head_is_reported(
+    root: Path, family: str, tmp_path: Path
+) -> None:
+    run_dir = root / "ki-zero3"
+    trained = named_tensors(fitted.load(run_dir).model)
+    head = {name for name in trained if name.startswith("ki_head.")}
+    assert head
+    content = made.recipe(family, "jsonl:none", root, **families.TINY[family])
+    for place in (run_dir, export(run_dir, tmp_path / "model", kind=kind_of("ki"))):
+        start = backbone.find(str(place))
+        which = make_family(FineTuneRecipe.model_validate(content), start.tokenizer)
+        model, report = which.build(start)
+        assert head <= report.unused.keys()
+        taken = {origin.name: origin.source for origin in report.tensors if origin.source != "fresh"}
+        assert {name for name in trained if name.startswith("model.encoder.layers.")} <= set(taken.values())
+        tensors = named_tensors(model)
+        assert all(torch.equal(tensors[name], trained[source]) for name, source in taken.items())

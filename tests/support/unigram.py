@@ -18,7 +18,7 @@ from finetune.dialogue.dialogue import Dialogue
 from finetune.family import Replies
 from finetune.layout import ReplyLayout, count_targets
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import WeightMap, from_membart
+from finetune.weights import WeightMap, from_backbone
 from pretrain.model.loss import IGNORED
 from pretrain.recipe import Section
 
@@ -87,7 +87,7 @@ class Family:
 
     def build(self, backbone: Backbone) -> tuple[Unigram, WeightMap]:
         model = Unigram(UnigramConfig(vocab_size=len(self.text.tokenizer)))
-        return model, from_membart(model, backbone)
+        return model, from_backbone(model, backbone)
 
     def prepare(self, model: Unigram) -> None:
         """Everything trains."""

@@ -16,17 +16,10 @@ from finetune.dialogue.dialogue import Dialogue
 from finetune.families.baseline.cell import BaselineCell, prompt, token_loss
 from finetune.families.baseline.models import AnyLanguageModel, check_room, fresh, loaded, room_to_write
 from finetune.family import Replies
-from finetune.generation import generate_options
-from finetune.layout import (
-    ReplyLayout,
-    content_figures,
-    content_labels,
-    content_summary,
-    count_targets,
-    grouped,
-)
+from finetune.generation import as_replies, generate_options
+from finetune.layout import ReplyLayout, content_figures, content_labels, content_summary, count_targets
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import WeightMap
+from finetune.weights import WeightMap, all_fresh
 from pretrain import replay
 from pretrain.errors import UserError
 from pretrain.recipe import Section
@@ -76,7 +69,8 @@ class Family:
                 "eos_token_id": text.eos,
                 "pad_token_id": text.pad,
             }
-            model, report = fresh(self.settings.config, special)
+            model = fresh(self.settings.config, special)
+            report = all_fresh(model, backbone)
         else:
             model, report = loaded(backbone, self.settings.config)
         config: Any = model.config
@@ -133,8 +127,7 @@ class Family:
         made = model.generate(**begun, eos_token_id=self.text.ends, pad_token_id=self.text.pad, **options)
         if not model.config.is_encoder_decoder:  # which repeats what it was given
             made = made[:, begun["input_ids"].shape[1] :]
-        replies = [self.text.clean(row) for row in made.tolist()]
-        return Replies(grouped(replies, how.replies, batch.attention_mask.any(dim=1)), memory)
+        return Replies(as_replies(made, self.text, how.replies, batch), memory)
 
     @torch.no_grad()
     def figures(self, model: Any, batch: TurnBatch, memory: Tensor) -> Mapping[str, Tensor]:

@@ -23,9 +23,11 @@ from transformers import (
 )
 
 from finetune.backbone import Backbone
-from finetune.weights import FRESH, Origin, WeightMap, named_tensors
+from finetune.configuration import check_known
+from finetune.weights import WeightMap
 from pretrain.errors import CheckpointError, UserError
-from pretrain.export import load_model
+from pretrain.export import load_model, named_tensors
+from pretrain.model.origins import FRESH, Origin
 
 
 class AnyConfig:
@@ -73,7 +75,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     raise UserError(f"a {kind} does not write text from left to right", mend="give a BART, LED, GPT-2 or T5")
 
 
-def fresh(changes: Mapping[str, Any], special: Mapping[str, int]) -> tuple[PreTrainedModel, WeightMap]:
+def fresh(changes: Mapping[str, Any], special: Mapping[str, int]) -> PreTrainedModel:
     """A model of `changes["model_type"]` with fresh weights.
 
     Args:
@@ -93,15 +95,14 @@ def fresh(changes: Mapping[str, Any], special: Mapping[str, int]) -> tuple[PreTr
             where="family baseline",
             mend=f"{hint}e.g. bart, led, gpt2",
         )
-    _known(fields, CONFIG_MAPPING[kind]())
+    check_known(fields, CONFIG_MAPPING[kind]())
     try:
         config = CONFIG_MAPPING[kind](**{**special, **fields})
-        model = AnyLanguageModel(config)
+        model: PreTrainedModel = AnyLanguageModel(config)
     except (TypeError, ValueError, AssertionError, StrictDataclassError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.config: {reason}", where="family baseline") from None
-    rows = [Origin(name, tuple(tensor.shape), FRESH) for name, tensor in named_tensors(model).items()]
-    return model, WeightMap("scratch", tuple(rows))
+    return model
 
 
 def loaded(backbone: Backbone, changes: Mapping[str, Any]) -> tuple[PreTrainedModel, WeightMap]:
@@ -111,7 +112,7 @@ def loaded(backbone: Backbone, changes: Mapping[str, Any]) -> tuple[PreTrainedMo
         UserError, CheckpointError: no such key, or a model that is damaged or of another kind.
     """
     auto = auto_class(backbone.config)
-    _known(changes, backbone.config)
+    check_known(changes, backbone.config)
     with _folder(backbone) as folder:
         try:
             model, info = auto.from_pretrained(
@@ -165,15 +166,6 @@ def attention_window(config: PreTrainedConfig) -> int:
     """What encoder inputs are padded to multiples of: LED's window, 1 for models without one."""
     window = getattr(config, "attention_window", 1)
     return int(window) if isinstance(window, int) else max(window)
-
-
-def _known(changes: Mapping[str, Any], config: PreTrainedConfig) -> None:
-    """transformers would keep an unknown key as it is and never look at it."""
-    for key in changes:
-        if not hasattr(config, key):
-            near = difflib.get_close_matches(key, list(config.to_dict()), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else "see its configuration in transformers"
-            raise UserError(f"a {config.model_type} has no 'model.config.{key}'", mend=hint)
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from transformers import AutoConfig
 
+from finetune.configuration import check_choices
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig
 
@@ -22,6 +23,7 @@ _CHOICES = {
     "timestep_sampler": TimestepSampler,
     "cross_memory_scope": DropoutScope,
 }
+_WHERE = "DiorConfig"
 
 
 class DiorConfig(MemBartConfig):
@@ -75,9 +77,7 @@ class DiorConfig(MemBartConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for field, kind in _CHOICES.items():
-            if getattr(self, field) not in get_args(kind):
-                raise _refused(f"{field} is {getattr(self, field)!r}", f"one of: {', '.join(get_args(kind))}")
+        check_choices(self, _CHOICES, _WHERE)
         for field in ("latent_size", "posterior_width", "denoiser_width", "diffusion_steps"):
             if getattr(self, field) < 1:
                 raise _refused(f"{field} is {getattr(self, field)}", "1 or more")
@@ -114,7 +114,7 @@ class DiorConfig(MemBartConfig):
 
 
 def _refused(what: str, mend: str) -> UserError:
-    return UserError(what, where="DiorConfig", mend=mend)
+    return UserError(what, where=_WHERE, mend=mend)
 
 
 AutoConfig.register("dior_cvae", DiorConfig)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration, PreTrainedTokenizerBase
 
+from finetune import bodies
 from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch
 from finetune.cell import TurnCell
@@ -33,11 +35,11 @@ from finetune.families.dior_cvae.configuration import (
 from finetune.families.dior_cvae.layout import Layout
 from finetune.families.dior_cvae.modeling import PARTS, DiorForConditionalGeneration, dior_config
 from finetune.family import Replies
-from finetune.generation import generate_options
+from finetune.generation import generate_options, of_live
 from finetune.prediction import about
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import FRESH, Origin, WeightMap, from_membart, load_mapped, named_tensors
-from pretrain.errors import UserError
+from finetune.weights import WeightMap, all_fresh, from_backbone, load_mapped, traced
+from pretrain.export import named_tensors
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
 from pretrain.model.convert import is_memory
 from pretrain.model.loss import IGNORED
@@ -165,12 +167,7 @@ class Family:
             pad_token_id=self.text.pad,
             decoder_start_token_id=self.text.eos,
         )
-        if config.max_position_embeddings < max(self.data.context_tokens, self.data.target_tokens):
-            raise UserError(
-                f"data.context_tokens={self.data.context_tokens} or data.target_tokens="
-                f"{self.data.target_tokens} exceeds the model's {config.max_position_embeddings} positions",
-                mend="lower them",
-            )
+        bodies.check_positions(config, max(self.data.context_tokens, self.data.target_tokens))
         if config.prior == "diffusion" and diffusion.of_config(config).leaves_signal:
             logger.warning(
                 "the noise schedule leaves %.3g of the latents' variance after its last step, where sampling "
@@ -180,31 +177,17 @@ class Family:
         model = DiorForConditionalGeneration(config)
         if self.settings.pretrained or backbone.is_scratch:
             return model, self._load(model, source, backbone)
-        rows = tuple(Origin(name, tuple(t.shape), FRESH) for name, t in named_tensors(model).items())
-        return model, WeightMap(
-            backbone.place, rows, dict.fromkeys(named_tensors(source), "model.pretrained is false")
-        )
+        unused = dict.fromkeys(named_tensors(source), "model.pretrained is false")
+        return model, replace(all_fresh(model, backbone), unused=unused)
 
     def _source(self, backbone: Backbone) -> BartForConditionalGeneration | MemBartForConditionalGeneration:
         """The backbone as a model of its own kind."""
         changes = dict(self.settings.config)
-        if backbone.is_scratch:
-            try:
-                config = MemBartConfig(**{"vocab_size": len(self.text.tokenizer), **changes})
-            except (TypeError, ValueError) as error:
-                raise UserError(f"model.config: {error}", where="family dior_cvae") from None
-            return MemBartForConditionalGeneration.from_scratch(config)
-        if not backbone.is_membart:
-            raise UserError(
-                f"a {backbone.config.model_type} cannot become a Dior-CVAE",
-                where=backbone.place,
-                mend="give a MemBART or a BART",
-            )
-        if self.data.memory == "off" and backbone.config.model_type == "bart":
+        if self.data.memory == "off" and not backbone.is_scratch and backbone.config.model_type == "bart":
             changes.pop("memory_len", None)
             found: BartForConditionalGeneration = backbone.hub_model(BartForConditionalGeneration, **changes)
             return found
-        return backbone.membart(**changes)
+        return bodies.membart(backbone, changes, vocab_size=len(self.text.tokenizer))
 
     def _load(self, model: DiorForConditionalGeneration, source: nn.Module, backbone: Backbone) -> WeightMap:
         """Copy the source's weights; everything under `latent` stays fresh."""
@@ -221,10 +204,8 @@ class Family:
         )
         if not isinstance(source, MemBartForConditionalGeneration):
             return found
-        # What the source itself was made from: nothing, BART (its memory stream is BART's twin), or MemBART.
-        named = {origin.name: origin for origin in from_membart(source, backbone).tensors}
-        rows = tuple(named.get(origin.name, origin) for origin in found.tensors)
-        return WeightMap(found.backbone, rows, {} if backbone.is_scratch else found.unused)
+        whole = traced(found, from_backbone(source, backbone))
+        return replace(whole, unused={}) if backbone.is_scratch else whole
 
     def prepare(self, model: DiorForConditionalGeneration) -> None:
         """Everything trains."""
@@ -238,8 +219,7 @@ class Family:
     # --- examples ---
 
     def targets(self, dialogue: Dialogue, speaker: int) -> list[int]:
-        """Every turn of the speaker that answers something."""
-        return [index for index, turn in enumerate(dialogue.turns) if index and turn.speaker == speaker]
+        return dialogue.answers(speaker)
 
     def example(self, dialogue: Dialogue, turn: int) -> Example:
         data = self.data
@@ -295,9 +275,8 @@ class Family:
         keys = row_keys(batch, how.seed, how.replies)
         latents = self.sample_latents(model, read, batch, keys)
         texts = self.write(model, batch, read, latents, how, keys)
-        live = batch.attention_mask.any(dim=1).tolist()
         assert read.memory_states is not None
-        return Replies([row if ok else [] for row, ok in zip(texts, live, strict=True)], read.memory_states)
+        return Replies(of_live(texts, batch), read.memory_states)
 
     def sample_latents(
         self, model: DiorForConditionalGeneration, read: Any, batch: TurnBatch, keys: list[Any]

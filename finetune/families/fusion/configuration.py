@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from transformers import AutoConfig, GPT2Config, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from finetune.configuration import body_config, check_choices
 from pretrain.errors import UserError
-from pretrain.model import MemBartConfig
 
 Inputs = Literal["sources", "single"]
 Method = Literal["avg", "max", "min", "sw", "dw", "linear", "att", "none"]
@@ -30,7 +30,7 @@ _CHOICES = {
     "encoder_mask": EncoderMask,
     "aux_loss": AuxLoss,
 }
-_OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
+_WHERE = "family fusion"
 
 REPLY = "reply"
 INFO, TALKER1, TALKER2, ANSWER = range(4)
@@ -88,12 +88,9 @@ class FusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for field in ("type_tokens", "reply_prefix", "special_tokens"):
             setattr(self, field, tuple(getattr(self, field)))
-        for field, kind in _CHOICES.items():
-            if getattr(self, field) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise _refused(f"{field} is {getattr(self, field)!r}", f"one of: {choices}")
+        check_choices(self, _CHOICES, _WHERE)
         for what, mend in self._contradictions():
-            raise _refused(what, mend)
+            raise UserError(what, where=_WHERE, mend=mend)
 
     def _contradictions(self) -> list[tuple[str, str]]:
         """What cannot be, each with what to do."""
@@ -144,8 +141,7 @@ class FusionConfig(PreTrainedConfig):
     def body_config(self) -> Any:
         """The configuration object of the body."""
         assert self.body is not None
-        fields = {name: value for name, value in self.body.items() if name not in _OF_THE_SOURCE}
-        return GPT2Config(**fields) if self.kind == "gpt2" else MemBartConfig(**fields)
+        return body_config(self.body)
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -168,10 +164,6 @@ class FusionConfig(PreTrainedConfig):
     def parts(self) -> tuple[str, ...]:
         """Names of the losses."""
         return ("reply",) if self.aux_loss == "none" else ("reply", "persona", "history")
-
-
-def _refused(what: str, mend: str) -> UserError:
-    return UserError(what, where="family fusion", mend=mend)
 
 
 AutoConfig.register("fusion", FusionConfig)

@@ -8,108 +8,32 @@ memory; the paper's block takes the place of BART's two attentions in series.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import PreTrainedTokenizerBase
 
+from finetune import bodies
 from finetune.backbone import Backbone
 from finetune.batch import MULTIPLE, Example, TurnBatch
 from finetune.cell import TurnCell
 from finetune.dialogue.dialogue import Dialogue
-from finetune.drawing import drawing, row_keys
+from finetune.drawing import processors, row_keys
 from finetune.families.fusion import mapping, search, targets, watch
-from finetune.families.fusion.configuration import (
-    ANSWER,
-    TALKER1,
-    Arrangement,
-    AttVariant,
-    AuxLoss,
-    EncoderMask,
-    FusionConfig,
-    Inputs,
-    LinearInit,
-    Method,
-    WeightInit,
-    WeightNorm,
-)
-from finetune.families.fusion.layout import MARKS, ROLES, FusionLayout
+from finetune.families.fusion.configuration import ANSWER, TALKER1, FusionConfig
+from finetune.families.fusion.layout import FusionLayout
 from finetune.families.fusion.modeling import FusionModel, Read
+from finetune.families.fusion.settings import FusionSettings
 from finetune.families.fusion.writing import Writer
 from finetune.family import Replies
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import FRESH, Origin, WeightMap, from_membart, named_tensors
+from finetune.weights import WeightMap, all_fresh, from_backbone
 from pretrain.errors import UserError
-from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
-from pretrain.model.convert import is_memory
 from pretrain.model.loss import IGNORED
-from pretrain.recipe import Section
 
 GROUPS = ("", "fusion")
 """Parameter groups that the paper's schedule moves: the backbone's, and the key of our recipes."""
-WHERE = "family fusion"
-
-
-class LossWeights(Section):
-    """α, β and γ of Eq. 1; the released code's values."""
-
-    persona: float = Field(default=0.5, ge=0)
-    history: float = Field(default=0.5, ge=0)
-    reply: float = Field(default=2.0, gt=0)
-
-
-class FusionSettings(Section):
-    """The `model` section. Fields of the same name in `FusionConfig` say more."""
-
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Changes to the backbone's configuration; for `scratch` the shape of a MemBART, or with
-    `model_type: gpt2` of a GPT-2."""
-    inputs: Inputs = "sources"
-    fusion: Method = "linear"
-    weight_norm: WeightNorm = "softmax"
-    weight_init: WeightInit = "equal"
-    linear_init: LinearInit = "code"
-    att_variant: AttVariant = "paper"
-    layout: Arrangement = "parallel"
-    fusion_gain: float = Field(default=1.0, gt=0)
-    encoder_mask: EncoderMask | Literal["auto"] = "auto"
-    """`auto`: causal for a GPT-2, bidirectional for a MemBART."""
-    aux_loss: AuxLoss | Literal["auto"] = "auto"
-    """`auto`: the next token where the encoder is causal, else none."""
-    mlm_share: float = Field(default=0.15, gt=0, lt=1)
-    loss_weights: LossWeights = LossWeights()
-    shared_module: bool = False
-    shared_attention: bool = False
-    untie_embeddings: bool = False
-
-    max_history: int = Field(default=7, gt=0)
-    """Utterances that the history keeps; what was before is only in memory."""
-    special_tokens: Literal["auto", "authors"] = "auto"
-    """`auto`: the paper's nine where the tokenizer has no marks of its own, as GPT-2's; `authors`: always."""
-    start_end: bool = False
-    """Marks around the persona and around each utterance."""
-    types_from_vocab: bool = False
-    """Token types are rows of the table of words, as released, and not of a table of their own."""
-    new_token_init: Literal["mean", "zero"] = "mean"
-
-    beam: Literal["standard", "authors"] = "standard"
-    warmup_share: float | None = Field(default=None, gt=0, lt=1)
-    """The paper's schedule, with `optimizer.schedule: constant` and no warm-up steps: x / share up to this
-    share of the updates, then 1 - x."""
-
-
-_CONFIG_FIELDS = (
-    *("inputs", "fusion", "weight_norm", "weight_init", "linear_init", "att_variant", "layout"),
-    *("fusion_gain", "mlm_share", "shared_module", "shared_attention", "untie_embeddings"),
-)
 
 
 class Family:
@@ -155,7 +79,7 @@ class Family:
         gpt2_alone = settings.inputs == "single" and layout.is_bare
         return FusionConfig(
             body=body,
-            **{name: getattr(settings, name) for name in _CONFIG_FIELDS},
+            **settings.config_fields(),
             encoder_mask=self.encoder_mask,
             aux_loss=self.aux_loss,
             type_tokens=layout.type_tokens if settings.types_from_vocab else (),
@@ -171,114 +95,29 @@ class Family:
     # --- the model ---
 
     def build(self, backbone: Backbone) -> tuple[FusionModel, WeightMap]:
-        source, taken = self._source(backbone)
+        source: Any = bodies.membart_or_gpt2(backbone, self.settings.config, self.text, self.data.memory)
+        self.layout.check(source.config, backbone.place)
+        bodies.check_positions(source.config, self._positions(source.config.model_type))
         body = source.config.to_dict()
-        self._check(backbone, source.config)
         body["vocab_size"] = max(int(body["vocab_size"]), len(self.text.tokenizer))
-        config = self._config(body)
-        model = FusionModel(config)
-        report = mapping.load(model, source, taken, self.settings.new_token_init)
-        if backbone.is_scratch:
-            rows = tuple(Origin(name, tuple(t.shape), FRESH) for name, t in named_tensors(model).items())
-            report = WeightMap(backbone.place, rows)
-        return model, report
+        model = FusionModel(self._config(body))
+        report = mapping.load(model, source, from_backbone(source, backbone), self.settings.new_token_init)
+        return model, all_fresh(model, backbone) if backbone.is_scratch else report
 
-    def _source(self, backbone: Backbone) -> tuple[Any, WeightMap]:
-        """The backbone as a model of its own kind, and the map of its tensors."""
-        changes = dict(self.settings.config)
-        if backbone.is_scratch:
-            kind = changes.pop("model_type", "membart")
-            special = {
-                "vocab_size": len(self.text.tokenizer),
-                "bos_token_id": self.text.bos,
-                "eos_token_id": self.text.eos,
-            }
-            try:
-                if kind == "gpt2":
-                    self._no_memory(kind)
-                    made = GPT2LMHeadModel(GPT2Config(**{**special, **changes}))
-                    return made, WeightMap(backbone.place, ())
-                special |= {"pad_token_id": self.text.pad}
-                if self.data.memory == "off":
-                    changes["memory_len"] = 0
-                config = MemBartConfig(**{**special, **changes})
-                return MemBartForConditionalGeneration.from_scratch(config), WeightMap(backbone.place, ())
-            except (TypeError, ValueError) as error:
-                raise UserError(f"model.config: {error}", where=WHERE) from None
-        if backbone.config.model_type == "gpt2":
-            self._no_memory("gpt2")
-            return backbone.hub_model(GPT2LMHeadModel, **changes), WeightMap(backbone.place, ())
-        if not backbone.is_membart:
-            raise UserError(
-                f"a {backbone.config.model_type} is neither GPT-2 nor BART nor MemBART",
-                where=backbone.place,
-                mend="give one of them",
-            )
-        if self.data.memory == "off":
-            changes["memory_len"] = 0
-        made = backbone.membart(**changes)
-        return made, from_membart(made, backbone)
-
-    def _no_memory(self, kind: str) -> None:
-        if self.data.memory == "carry":
-            raise UserError(
-                f"data.memory is 'carry', but a {kind} has no memory",
-                where=WHERE,
-                mend="data.memory=reset or off; both mean the same here",
-            )
-
-    def _check(self, backbone: Backbone, config: Any) -> None:
-        """That tokenizer, positions and attention of a body are as the model needs them."""
-        gpt2, layout = config.model_type == "gpt2", self.layout
-        if gpt2 and not layout.is_bare:
-            raise UserError(
-                "a GPT-2 reads the paper's special tokens, this tokenizer has others",
-                where=WHERE,
-                mend="model.special_tokens=authors",
-            )
-        if not gpt2 and layout.is_bare:
-            raise UserError(
-                "this tokenizer has a GPT-2's marks, the backbone has a BART's",
-                where=backbone.place,
-                mend="give the backbone's own tokenizer, and model.special_tokens=auto",
-            )
-        ours = {*ROLES.values(), *MARKS}
-        beyond = [
-            word
-            for word, number in self.text.tokenizer.get_vocab().items()
-            if number >= config.vocab_size and word not in ours
-        ]
-        if beyond or (not gpt2 and config.eos_token_id != self.text.eos):
-            raise UserError(
-                f"the tokenizer ({len(beyond)} words more, end {self.text.eos}) is not that of the model "
-                f"({config.vocab_size} words, end {config.eos_token_id})",
-                where=backbone.place,
-                mend="give the model's own tokenizer",
-            )
-        if gpt2 and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
-            raise UserError(
-                "this GPT-2 scales its attention in a way of its own",
-                where=backbone.place,
-                mend="give another",
-            )
-        there = config.n_positions if gpt2 else config.max_position_embeddings
-        reads = -(-self.data.context_tokens // MULTIPLE) * MULTIPLE
-        writes = -(-self.data.target_tokens // MULTIPLE) * MULTIPLE + 1
-        alone = gpt2 and self.settings.inputs == "single"
-        needed = self.data.context_tokens + self.data.target_tokens if alone else max(reads, writes)
-        if needed > there:
-            raise UserError(
-                f"{needed} tokens do not fit the {there} positions of this {config.model_type}",
-                where=WHERE,
-                mend="lower data.context_tokens or data.target_tokens",
-            )
+    def _positions(self, kind: str) -> int:
+        """Most positions that the longest input takes."""
+        data = self.data
+        if kind == "gpt2" and self.settings.inputs == "single":
+            return data.context_tokens + data.target_tokens
+        reads, writes = (
+            -(-length // MULTIPLE) * MULTIPLE for length in (data.context_tokens, data.target_tokens)
+        )
+        return max(reads, writes + 1)
 
     def prepare(self, model: FusionModel) -> None:
         """Memory that nothing uses rests: weight decay would wear it away."""
-        if not model.is_gpt2 and not model.memory_slots:
-            for name, parameter in model.encoder.named_parameters():
-                if is_memory(name):
-                    parameter.requires_grad_(False)
+        if not model.memory_slots:
+            bodies.rest_memory(model)
 
     def cell(self, model: FusionModel) -> nn.Module:
         return TurnCell(model)
@@ -289,8 +128,7 @@ class Family:
     # --- examples ---
 
     def targets(self, dialogue: Dialogue, speaker: int) -> list[int]:
-        """Every turn of the speaker that answers something."""
-        return [index for index, turn in enumerate(dialogue.turns) if index and turn.speaker == speaker]
+        return dialogue.answers(speaker)
 
     def example(self, dialogue: Dialogue, turn: int) -> Example:
         return self.layout.example(dialogue, turn)
@@ -349,7 +187,7 @@ class Family:
         read = model.read(batch, memory)
         made = self.search(model, read, batch, how)
         texts = [
-            [] if example is None else [self.layout.clean(one.ids) for one in found[: how.replies]]
+            [] if example is None else [self.text.decoded(one.ids) for one in found[: how.replies]]
             for example, found in zip(batch.examples, made, strict=True)
         ]
         return Replies(texts, read.memory_states)
@@ -366,10 +204,7 @@ class Family:
         most = min(how.max_new_tokens, self._room(model))
         alpha, end = how.length_penalty, self.text.eos
         if how.sample:
-            keys = row_keys(batch, how.seed, how.replies)
-            steps = LogitsProcessorList(drawing(how, keys))
-            if how.repetition_penalty != 1:
-                steps.insert(0, RepetitionPenaltyLogitsProcessor(how.repetition_penalty))
+            steps = processors(how, row_keys(batch, how.seed, how.replies))
             return search.draws(
                 scorer, how.replies, most, end, alpha, lambda ids, scores: steps(ids, scores).argmax(dim=-1)
             )
@@ -397,6 +232,3 @@ class Family:
 
     def summary(self, gathered: Mapping[str, Tensor]) -> Mapping[str, float]:
         return watch.summarize(gathered)
-
-
-__all__ = ["Family", "FusionSettings", "LossWeights"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from finetune.families.fusion.configuration import INFO, TALKER1, TALKER2
 from finetune.prediction import about, persona
 from finetune.recipe import DialogueSection
 from finetune.text import DialogueText
+from pretrain.errors import UserError
 from pretrain.model.loss import IGNORED
 
 ROLES = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
@@ -77,6 +79,44 @@ class FusionLayout:
         """Of the four token types, the words whose rows the released code takes."""
         return (*(self.marks[mark] for mark in _OPENINGS), self.text.bos)
 
+    def check(self, body: Any, place: str) -> None:
+        """Refuse a body that this tokenizer is not made for, or whose attention the model does not have.
+
+        Args:
+            body: its configuration.
+            place: where it is, for people.
+
+        Raises:
+            UserError: says what does not fit.
+        """
+        gpt2 = body.model_type == "gpt2"
+        if gpt2 and not self.is_bare:
+            raise UserError(
+                "a GPT-2 reads the paper's special tokens, this tokenizer has others",
+                where=place,
+                mend="model.special_tokens=authors",
+            )
+        if not gpt2 and self.is_bare:
+            raise UserError(
+                "this tokenizer has a GPT-2's marks, the backbone has a BART's",
+                where=place,
+                mend="give the backbone's own tokenizer, and model.special_tokens=auto",
+            )
+        ours = {*ROLES.values(), *MARKS}
+        vocabulary = self.text.tokenizer.get_vocab().items()
+        beyond = [word for word, number in vocabulary if number >= body.vocab_size and word not in ours]
+        if beyond or (not gpt2 and body.eos_token_id != self.text.eos):
+            raise UserError(
+                f"the tokenizer ({len(beyond)} words more, end {self.text.eos}) is not that of the model "
+                f"({body.vocab_size} words, end {body.eos_token_id})",
+                where=place,
+                mend="give the model's own tokenizer",
+            )
+        if gpt2 and (body.scale_attn_by_inverse_layer_idx or not body.scale_attn_weights):
+            raise UserError(
+                "this GPT-2 scales its attention in a way of its own", where=place, mend="give another"
+            )
+
     def example(self, dialogue: Dialogue, turn: int) -> Example:
         """One target turn with the sources it is answered from."""
         ids, kinds = self.sequence(dialogue, turn) if self.single else self.history(dialogue, turn)
@@ -127,11 +167,6 @@ class FusionLayout:
         ids, kinds = ids[max(len(ids) - room, 0) :], kinds[max(len(kinds) - room, 0) :]
         last = [] if self.is_bare else [self.text.eos]
         return [self.text.bos, *ids, *last], [TALKER1, *kinds, *(kinds[-1:] or [TALKER1])[: len(last)]]
-
-    def clean(self, ids: Sequence[int]) -> str:
-        """A generated reply without special tokens."""
-        text: str = self.text.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
 
     @property
     def _room(self) -> int:

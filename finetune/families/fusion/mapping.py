@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from finetune.families.fusion.modeling import FusionModel
-from finetune.weights import FRESH, Origin, WeightMap, load_mapped, named_tensors
+from finetune.weights import WeightMap, load_mapped, traced
+from pretrain.export import named_tensors
+from pretrain.model.origins import FRESH, Origin
 
 _PARTS = ("q", "k", "v")
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.(.+)")
@@ -65,9 +67,10 @@ def load(model: FusionModel, source: Any, taken: WeightMap, new_rows: str) -> We
         return None
 
     found = load_mapped(model, given, source_of, backbone=taken.backbone, unused=unused)
-    named = {origin.name: origin for origin in taken.tensors}
-    rows = [_origin(origin, named, words, added, new_rows) for origin in found.tensors]
-    return WeightMap(found.backbone, tuple(rows), {**taken.unused, **found.unused})
+    rows = tuple(
+        _noted(origin, f"{added} rows added ({new_rows})" if added else "", words) for origin in found.tensors
+    )
+    return traced(dataclasses.replace(found, tensors=rows), taken)
 
 
 def _widened(table: Tensor, added: int, how: str) -> Tensor:
@@ -124,17 +127,9 @@ def _bart_name(name: str) -> str:
     return f"{block}.{_BART_BLOCK.get(first, first)}.{kind}"
 
 
-def _origin(origin: Origin, named: Mapping[str, Origin], words: str, added: int, new_rows: str) -> Origin:
-    """A row of the report that says what happened to the tensor on the way."""
-    if origin.source == FRESH:
-        return origin
-    first = named.get(origin.source.partition(" (")[0])
-    if first is not None and first.source == FRESH:
-        return dataclasses.replace(origin, source=FRESH)
-    notes = [first.note] if first is not None and first.note else []
-    if origin.source == words and added:
-        notes.append(f"{added} rows added ({new_rows})")
-    if ".persona_attn." in origin.name or ".history_attn." in origin.name:
+def _noted(origin: Origin, widened: str, words: str) -> Origin:
+    """A row of the report that says what happened to the tensor on the way; `words` were `widened`."""
+    notes = [widened] if origin.source == words and widened else []
+    if origin.source != FRESH and (".persona_attn." in origin.name or ".history_attn." in origin.name):
         notes.append("a copy")
-    source = origin.source if first is None or "(" in origin.source else first.source
-    return dataclasses.replace(origin, source=source, note="; ".join(notes))
+    return dataclasses.replace(origin, note="; ".join(notes))

@@ -17,9 +17,11 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune import bodies
 from finetune.backbone import Backbone
 from finetune.batch import MULTIPLE, Example, TurnBatch
 from finetune.cell import TurnCell
+from finetune.configuration import own_fields
 from finetune.dialogue.dialogue import Dialogue
 from finetune.families.baseline.models import AnyLanguageModel
 from finetune.families.ki import negatives
@@ -40,21 +42,18 @@ from finetune.families.ki.modeling import KiMemBart, KiSeq2Seq, loss_parts
 from finetune.families.ki.negatives import Negatives
 from finetune.families.ki.objective import ALONE, ANCHOR, NEGATIVE, NO_ANCHOR, PAIRED, POSITIVE, counts
 from finetune.family import Replies
-from finetune.generation import generate_options
+from finetune.generation import write_replies
 from finetune.knowledge.annotations import Annotations
 from finetune.knowledge.controls import Control, controlled
-from finetune.layout import content_figures, content_labels, content_summary, count_targets, grouped
+from finetune.layout import content_figures, content_labels, content_summary, count_targets
 from finetune.recipe import DialogueSection, GenerationSection
-from finetune.weights import FRESH, Origin, WeightMap, from_membart, load_mapped, named_tensors
-from pretrain import replay
+from finetune.weights import WeightMap, all_fresh, from_backbone, load_mapped, traced
 from pretrain.errors import UserError
-from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
-from pretrain.model.convert import is_memory
+from pretrain.export import named_tensors
 from pretrain.recipe import Section
 
 BodyName = Literal["membart", "bart", "transformer", "lstm", "bert", "diffks"]
 HEAD = "ki_head"
-_FOREIGN = ("architectures", "model_type", "transformers_version", "_name_or_path", "dtype")
 
 
 class KiSettings(Section):
@@ -190,18 +189,8 @@ class Family:
         changes = dict(self.settings.config)
         if self.data.memory == "off" or not self.settings.memory:
             changes["memory_len"] = 0
-        if backbone.is_scratch:
-            try:
-                shape = MemBartConfig(**{"vocab_size": len(self.text.tokenizer), **changes})
-            except (TypeError, ValueError) as error:
-                raise UserError(f"model.config: {error}", where="family ki") from None
-            source = MemBartForConditionalGeneration.from_scratch(shape)
-        elif backbone.is_membart:
-            source = backbone.membart(**changes)
-        else:
-            raise _wrong_backbone(backbone, self.settings.body, "a MemBART or a BART")
-        given = {name: value for name, value in source.config.to_dict().items() if name not in _FOREIGN}
-        model = KiMemBart(KiMemBartConfig(**given, ki=head))
+        source = bodies.membart(backbone, changes, vocab_size=len(self.text.tokenizer))
+        model = KiMemBart(KiMemBartConfig(**own_fields(source.config.to_dict()), ki=head))
         model.generation_config = source.generation_config
         found = load_mapped(
             model,
@@ -210,10 +199,7 @@ class Family:
             backbone=backbone.place,
             unused=lambda name: None,
         )
-        # What the source itself was made from: nothing, BART (its memory stream is BART's twin), or MemBART.
-        named = {origin.name: origin for origin in from_membart(source, backbone).tensors}
-        rows = tuple(named.get(origin.name, origin) for origin in found.tensors)
-        return model, WeightMap(found.backbone, rows)
+        return model, traced(found, from_backbone(source, backbone))
 
     def _own(self, backbone: Backbone, head: dict[str, Any] | None) -> tuple[KiSeq2Seq, WeightMap]:
         body, changes = self.settings.body, dict(self.settings.config)
@@ -250,8 +236,7 @@ class Family:
             raise UserError(f"model.config: {error}", where=f"family ki, body {body}") from None
         as_fairseq(model, body)
         if source is None:
-            rows = [Origin(name, tuple(t.shape), FRESH) for name, t in named_tensors(model).items()]
-            return model, WeightMap(backbone.place, tuple(rows))
+            return model, all_fresh(model, backbone)
         prefix = "body.encoder."
         report = load_mapped(
             model,
@@ -269,9 +254,7 @@ class Family:
             UserError: the knowledge is gone, or is not what this model began to learn.
         """
         if isinstance(model, KiMemBart) and model.config.memory_len == 0:
-            for name, parameter in model.named_parameters():  # else weight decay would wear it away
-                if is_memory(name):
-                    parameter.requires_grad_(False)
+            bodies.rest_memory(model)
         head = head_of(model.config)
         if head is None:
             return
@@ -364,19 +347,8 @@ class Family:
         if self.settings.body == "diffks":
             selected = (read.scores.argmax(dim=1) - 1).tolist()
             read = model.selected(read)
-        replay.seed(how.seed, *key)
-        made = model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            encoder_outputs=read,
-            decoder_start_token_id=self.text.bos,
-            eos_token_id=self.text.ends,
-            pad_token_id=self.text.pad,
-            **generate_options(how, _positions(model)),
-        )
-        replies = [self.text.clean(row) for row in made.tolist()]
-        live = batch.attention_mask.any(dim=1)
-        return Replies(grouped(replies, how.replies, live), carried, selected)
+        texts = write_replies(model, batch, read, self.text, how, key, _positions(model))
+        return Replies(texts, carried, selected)
 
     @torch.no_grad()
     def figures(self, model: Any, batch: TurnBatch, memory: Tensor) -> Mapping[str, Tensor]:

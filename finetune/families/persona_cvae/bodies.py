@@ -11,21 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, EncoderDecoderCache, GPT2Config, GPT2LMHeadModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GPT2LMHeadModel
 
 from finetune.batch import TurnBatch
+from finetune.configuration import body_config
 from finetune.families.persona_cvae.configuration import PersonaConfig
 from finetune.masks import causal, hide
-from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
+from pretrain.model import MemBartForConditionalGeneration
 from pretrain.model.encoder import MemBartEncoderOutput
-
-_OF_THE_SOURCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
-
-
-def body_config(content: dict[str, Any]) -> Any:
-    """The configuration object of a body, from what `to_dict` gave."""
-    fields = {name: value for name, value in content.items() if name not in _OF_THE_SOURCE}
-    return GPT2Config(**fields) if content["model_type"] == "gpt2" else MemBartConfig(**fields)
 
 
 @dataclass

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from finetune.configuration import check_choices
 from pretrain.errors import UserError
 
 Fader = Literal["hidden", "scalar", "off"]
@@ -93,12 +94,7 @@ class PersonaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.inject_after = tuple(self.inject_after)
         self.inject_encoder_after = tuple(self.inject_encoder_after)
-        for field, kind in _CHOICES.items():
-            if getattr(self, field) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise UserError(
-                    f"{field} is {getattr(self, field)!r}", where="PersonaConfig", mend=f"one of: {choices}"
-                )
+        check_choices(self, _CHOICES, "PersonaConfig")
         if self.body is not None:
             self._check_blocks("decoder", self.inject_after, self.decoder_layers)
             if self.latent_site != "decoder":

@@ -119,11 +119,6 @@ class PersonaLayout:
             numbers += [number] * len(pieces)
         return ids, numbers
 
-    def clean(self, ids: list[int]) -> str:
-        """A generated reply without special tokens."""
-        text: str = self.text.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
-
 
 def content_words(texts: Sequence[str]) -> list[str]:
     """Words of letters that are no stop words, each once, in order."""

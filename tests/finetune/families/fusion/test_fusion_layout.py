@@ -99,7 +99,7 @@ def test_the_papers_nine_tokens_are_single_words_of_a_gpt2():
     tokens = [which.text.tokenizer.convert_tokens_to_ids(name) for name in names]
     assert len(set(tokens)) == 9
     assert set(tokens) <= set(which.layout.special)
-    assert which.layout.clean([*ids(which, "i like tea"), *tokens]) == "i like tea"
+    assert which.text.decoded([*ids(which, "i like tea"), *tokens]) == "i like tea"
     words = len(which.text.tokenizer)
     again = Family(FusionSettings(), which.data, which.text.tokenizer, steps=9)
     assert again.layout.is_bare

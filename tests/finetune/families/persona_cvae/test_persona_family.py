@@ -12,7 +12,7 @@ import torch
 from finetune.backbone import Backbone
 from finetune.batch import collate
 from finetune.dialogue.dialogue import Dialogue, Turn
-from finetune.families.persona_cvae import Family
+from finetune.families.persona_cvae import Family, writing
 from finetune.families.persona_cvae.layout import first_turn, profile_key, self_centred
 from finetune.recipe import FineTuneRecipe, GenerationSection
 from pretrain import replay
@@ -185,7 +185,7 @@ def test_bf16_leaves_the_delicate_parts_wide() -> None:
 def test_the_order_of_the_filters_and_banned_tokens() -> None:
     which, _ = persona.built()
     how = GenerationSection(sample=True, beams=1, top_k=2, top_p=0.01, repetition_penalty=2.0)
-    choose = which._chooser(how, [("k", 0)])
+    choose = writing.chooser(which.text, how, [("k", 0)])
     scores = torch.full((1, 8), -9.0)
     scores[0, 4], scores[0, 5], scores[0, which.text.pad] = 3.0, 2.0, 99.0
     assert choose(torch.empty(1, 0, dtype=torch.long), scores).tolist() == [4]
