@@ -2,7 +2,7 @@
 
 Nothing is computed a second time. While a reply is made, the attention runs in the plain form, which keeps
 its weights, and hooks on the modules read them. So the figures are those of that reply, in any family whose
-encoder is ours and whose decoder has BART's cross-attention; where either is not so, it is said.
+encoder is ours and whose decoder has BART's cross-attention or fusion's; where either is not so, it is said.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.bart.modeling_bart import BartAttention
 
 from finetune.batch import TurnBatch
+from finetune.families.fusion.stack import SourceAttention
 from finetune.family import Replies
 from pretrain.model.attention import recorded_attention
 from pretrain.model.encoder import MemBartEncoder, MemBartEncoderOutput
@@ -200,10 +201,14 @@ def watching(model: nn.Module) -> Iterator[Record]:
             handle = encoder.register_forward_hook(_note_read(record), with_kwargs=True)
             stack.callback(handle.remove)
         for name, part in model.named_modules():
-            if encoders and isinstance(part, BartAttention) and id(part) not in inside:
-                stack.enter_context(recorded_attention(part.config))
-                handle = part.register_forward_hook(_note_write(record, name), with_kwargs=True)
+            if not encoders or id(part) in inside or not isinstance(part, BartAttention | SourceAttention):
+                continue
+            stack.enter_context(recorded_attention(part.config))
+            if isinstance(part, SourceAttention):  # which is given keys and values that were made before
+                handle = part.k.register_forward_hook(_note_source(record, name))
                 stack.callback(handle.remove)
+            handle = part.register_forward_hook(_note_write(record, name), with_kwargs=True)
+            stack.callback(handle.remove)
         if encoders and hasattr(model, "generate"):
             stack.enter_context(_told_beams(model, record))
         yield record
@@ -224,10 +229,18 @@ def _note_read(record: Record) -> Any:
 def _note_write(record: Record, name: str) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: tuple[Tensor, Tensor]) -> None:
         source = kwargs.get("key_value_states")
-        if source is None or output[1] is None:
+        if source is not None:
+            record.sources.setdefault(name, source[0])
+        if name not in record.sources or output[1] is None:
             return
-        record.sources.setdefault(name, source[0])
         record.writes.setdefault(name, []).append(output[1][:, :, -1].float().mean(dim=1).cpu())
+
+    return hook
+
+
+def _note_source(record: Record, name: str) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        record.sources.setdefault(name, args[0][0])
 
     return hook
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bart.modeling_bart import eager_attention_forward
 
 from finetune.families.fusion.configuration import FusionConfig
 from finetune.families.fusion.fusing import Attentive, make_fusion
@@ -62,9 +64,11 @@ class LayerCache:
 class SourceAttention(nn.Module):
     """Multi-head attention (Eq. 2, with the root of d / heads) with output projection and dropout."""
 
-    def __init__(self, shape: Shape) -> None:
+    is_causal = False  # read by transformers' attention functions
+
+    def __init__(self, config: FusionConfig, shape: Shape) -> None:
         super().__init__()
-        self.heads, self.dropout = shape.heads, shape.attention_dropout
+        self.config, self.heads, self.dropout = config, shape.heads, shape.attention_dropout
         self.out_dropout = shape.dropout if shape.pre_norm else 0.0
         self.q = nn.Linear(shape.width, shape.width)
         self.k = nn.Linear(shape.width, shape.width)
@@ -75,16 +79,21 @@ class SourceAttention(nn.Module):
         """Of a source `[B, S, d]`."""
         return split_heads(self.k(source), self.heads), split_heads(self.v(source), self.heads)
 
-    def forward(self, states: Tensor, source: KeyValue, mask: Tensor | None) -> Tensor:
-        """Queries of `states` `[B, L, d]`; `mask` is additive, broadcast to `[B, H, L, S]`."""
-        mixed = nn.functional.scaled_dot_product_attention(
-            split_heads(self.q(states), self.heads),
-            *source,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+    def forward(self, states: Tensor, source: KeyValue, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What `states` `[B, L, d]` find, and where the kernel keeps them the weights `[B, H, L, S]`.
+
+        Args:
+            mask: additive, broadcast to `[B, H, L, S]`.
+        """
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
         )
-        found = self.out(mixed.transpose(1, 2).flatten(2))
-        return nn.functional.dropout(found, self.out_dropout, self.training)
+        dropout = self.dropout if self.training else 0.0
+        query = split_heads(self.q(states), self.heads)
+        mixed, weights = attention(
+            self, query, *source, mask, scaling=query.shape[-1] ** -0.5, dropout=dropout
+        )
+        return nn.functional.dropout(self.out(mixed.flatten(2)), self.out_dropout, self.training), weights
 
 
 class Layer(GradientCheckpointingLayer):
@@ -94,10 +103,10 @@ class Layer(GradientCheckpointingLayer):
         super().__init__()
         width = shape.width
         self.shape, self.serial, self.gain = shape, config.is_serial, config.fusion_gain
-        self.self_attn = SourceAttention(shape)
+        self.self_attn = SourceAttention(config, shape)
         self.names = () if config.shared_attention else contexts
         for name in self.names:
-            self.add_module(f"{name}_attn", SourceAttention(shape))
+            self.add_module(f"{name}_attn", SourceAttention(config, shape))
         if contexts:
             self.fusion = make_fusion(config, shape)
             self.looks_back = isinstance(self.fusion, Attentive)
@@ -150,7 +159,7 @@ class Layer(GradientCheckpointingLayer):
             if cache.own is not None:
                 source = (torch.cat([cache.own[0], source[0]], 2), torch.cat([cache.own[1], source[1]], 2))
             cache.own = source
-        found: Tensor = self.self_attn(states, source, mask)
+        found: Tensor = self.self_attn(states, source, mask)[0]
         return found
 
     def _fuse(
@@ -173,7 +182,7 @@ class Layer(GradientCheckpointingLayer):
         parts = [] if self.serial else [own]
         present = [] if self.serial else [torch.ones_like(contexts[0].present)]
         for attend, source, mask, one in zip(attentions, keys, masks, contexts, strict=True):
-            found = attend(states, source, mask)
+            found = attend(states, source, mask)[0]
             parts.append(torch.where(one.present[:, None, None], found, 0))
             present.append(one.present)
         stacked = torch.stack(parts)

@@ -46,7 +46,7 @@ def _shares(fusion: Any) -> list[float]:
     if isinstance(fusion, Linear):
         blocks = fusion.mix.weight.chunk(fusion.sources, dim=1)
         norms = torch.stack([block.float().norm() for block in blocks])
-        return [float(share) for share in norms / norms.sum()]
+        return (norms / norms.sum()).tolist()
     return []
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from finetune.batch import TurnBatch
 from finetune.chat import Chat
 from finetune.family import Replies
 from finetune.generation import generate_options
@@ -109,9 +110,9 @@ def test_watching_changes_no_reply_and_leaves_nothing_behind(family: str) -> Non
     )
     assert seen.gate is not None
     assert seen.reading is not None
-    if family == "fusion":  # its attentions are its own
+    if family == "fusion":  # its beams are its own
         assert seen.writing is None
-        assert "What the decoder looks at is not shown" in seen.notes[0]
+        assert "one beam only" in seen.notes[0]
     else:
         assert seen.writing is not None
         assert seen.notes == ()
@@ -119,6 +120,34 @@ def test_watching_changes_no_reply_and_leaves_nothing_behind(family: str) -> Non
         assert found.layers.shape == (len(found.layers), SLOTS)
         assert bool((found.layers > 0).all())
         assert bool((found.layers.sum(dim=1) < 1).all())
+
+
+@torch.no_grad()
+def test_fusion_shows_how_the_reply_looked_at_the_slots_of_the_history() -> None:
+    chat = talk("fusion", model__config__init_std=0.4)
+    chat.how = chat.how.model_copy(update={"beams": 1})
+    model, batch = chat.fitted.model, chat.batch()
+    family: Any = chat.fitted.family
+    read = model.read(batch, chat.memory)
+    ((best, *_),) = family.search(model, read, batch, chat.how)
+    labels = torch.tensor([[*best.ids, family.text.eos][: chat.how.max_new_tokens]])
+    gathered: list[Tensor] = []
+    handles = [
+        layer.history_attn.register_forward_hook(lambda part, args, output: gathered.append(output[1]))
+        for layer in model.decoder.layers
+    ]
+    with recorded_attention(model.config):
+        whole = TurnBatch({**batch.tensors, "labels": labels}, batch.examples)
+        model.reply_states(model.contexts(read, whole), whole)
+    for handle in handles:
+        handle.remove()
+    replies, seen = watched(chat)
+    assert replies.texts[0][0] == family.text.decoded(best.ids)
+    assert seen.writing is not None
+    assert seen.writing.tokens == labels.shape[1]
+    prefix = len(model.config.reply_prefix) - 1
+    torch.testing.assert_close(seen.writing.layers, shares(gathered, slice(prefix, None)))
+    assert seen.notes == ()
 
 
 @torch.no_grad()
