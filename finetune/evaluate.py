@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,11 @@ from finetune.fitted import Fitted
 from finetune.metrics import Report, Resources, by_history, check_names, evaluate_by
 from finetune.metrics import evaluate as measure
 from finetune.metrics.catalogue import METRICS
+from finetune.metrics.perplexity import perplexity
 from finetune.metrics.prediction import Prediction, write_predictions
 from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream
 from pretrain.distributed import World
-from pretrain.errors import UserError
 from pretrain.files import write_atomically
 
 ALONE = World(rank=0, size=1, local_rank=0, address="127.0.0.1", port=0)
@@ -48,9 +47,9 @@ class Sums:
         self.tokens, self.replies = self.tokens + tokens, self.replies + 1
 
     def figures(self, carried: bool) -> dict[str, float]:
-        found = {"perplexity": _perplexity(self.nll, self.tokens)}
+        found = {"perplexity": perplexity(self.nll, self.tokens)}
         if carried:
-            found["perplexity_reset"] = _perplexity(self.nll_reset, self.tokens)
+            found["perplexity_reset"] = perplexity(self.nll_reset, self.tokens)
             found["history_gain"] = found["perplexity_reset"] / found["perplexity"] - 1
         return found
 
@@ -278,9 +277,3 @@ def _row_losses(
     """Summed cross-entropy of each row, and the memory after it."""
     losses, memory, _ = cell(batch, memory, key, per_row=True)
     return losses.double().view(parts, -1)[0].tolist(), memory
-
-
-def _perplexity(nll: float, tokens: int) -> float:
-    if not tokens:
-        raise UserError("nothing to score: no target token", where="evaluation", mend="check the data")
-    return math.exp(min(nll / tokens, 700.0))

@@ -82,10 +82,11 @@ def posterior_collapse(
             "aggressive": trained.aggressive,
             "curve": trained.curve,
         }
-        paper = study.PAPER[method.label]
+        paper = study.printed(method)
         typer.echo(
             f"{method.label:>12} {found.ppl_rec:9.2f} {found.ppl_elbo:9.2f} {found.active_units:4d} "
-            f"{found.kl:8.3f} {found.mutual_information:7.3f}   {paper[0]:.3f}, {paper[1]}, {paper[2]:.3f}"
+            f"{found.kl:8.3f} {found.mutual_information:7.3f}   "
+            f"{paper['perplexity']:.3f}, {paper['active_units']:.0f}, {paper['kl']:.3f}"
         )
         where = data or [str(one) for one in text or ()]
         content = {"data": where, **facts, "sizes": asdict(sizes), "results": results}

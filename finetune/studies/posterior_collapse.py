@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.families.persona_cvae import objectives
-from finetune.metrics import latent
+from finetune.metrics import latent, papers
+from finetune.metrics.perplexity import perplexity, with_latent_cost
 from pretrain.errors import UserError
 
 PAD, START, END, UNKNOWN = range(4)
@@ -65,18 +66,13 @@ METHODS = (
     Method("BOW", "bow"),
     *(Method(f"Po-di {threshold:.2f}", threshold=threshold) for threshold in (0.12, 0.15, 0.18, 0.21)),
 )
-PAPER: Mapping[str, tuple[float, int, float]] = {
-    "standard": (58.391, 0, 0.049),
-    "KLA": (53.564, 3, 2.508),
-    "CA": (51.547, 2, 3.767),
-    "AT": (50.000, 6, 5.320),
-    "BOW": (48.637, 11, 11.165),
-    "Po-di 0.12": (48.467, 13, 14.727),
-    "Po-di 0.15": (47.674, 14, 16.096),
-    "Po-di 0.18": (45.925, 14, 22.047),
-    "Po-di 0.21": (46.883, 14, 25.126),
-}
-"""Perplexity, active units, KL."""
+
+
+def printed(method: Method) -> Mapping[str, float]:
+    """The paper's row of a method: `perplexity`, `active_units`, `kl`."""
+    (table,) = papers.tables("persona_cvae", "ptb")
+    names = {"standard": "Standard VAE"}
+    return table.figures(names.get(method.label, method.label.replace("Po-di ", "Po-di, lambda ")))
 
 
 @dataclass(frozen=True)
@@ -298,8 +294,8 @@ def evaluate(model: SentenceVae, sentences: Sequence[str], words: Mapping[str, i
         tokens += float((ids != PAD).sum())
         means.append(mean)
     return Found(
-        math.exp(nll / tokens),
-        math.exp((nll + kl) / tokens),
+        perplexity(nll, tokens),
+        with_latent_cost(nll, kl, tokens),
         latent.active_units(torch.cat(means).numpy()),
         kl / len(sentences),
         information(model, sentences, words, sizes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +13,7 @@ from finetune.drawing import normal, row_keys
 from finetune.families.persona_cvae import objectives
 from finetune.families.persona_cvae.modeling import PersonaCvae
 from finetune.metrics import latent
+from finetune.metrics.perplexity import perplexity, with_latent_cost
 from pretrain.model.loss import IGNORED
 
 DRAWS = 3
@@ -60,12 +61,13 @@ def summarize(gathered: Mapping[str, Tensor]) -> Mapping[str, float]:
     summed over dimensions; active units; how well the prior's level follows the fader's target."""
     if "kl" not in gathered:
         return {}
-    tokens = gathered["tokens"].double().sum().clamp(min=1)
-    posterior, kl = gathered["nll_posterior"].double(), gathered["kl"].double()
+    tokens = max(float(gathered["tokens"].sum()), 1.0)
+    kl, nll = gathered["kl"].double(), float(gathered["nll_posterior"].double().sum())
+    draws = gathered["nll_prior"].double().sum(dim=0).tolist()
     found = {
-        "perplexity_prior": float(torch.exp(gathered["nll_prior"].double().sum(dim=0) / tokens).mean()),
-        "perplexity_posterior": math.exp(float(posterior.sum() / tokens)),
-        "perplexity_elbo": math.exp(min(float((posterior.sum() + kl.sum()) / tokens), 700.0)),
+        "perplexity_prior": statistics.fmean(perplexity(draw, tokens) for draw in draws),
+        "perplexity_posterior": perplexity(nll, tokens),
+        "perplexity_elbo": with_latent_cost(nll, float(kl.sum()), tokens),
         "kl": float(kl.mean()),
         "log_sigma": float(0.5 * gathered["logvar"].double().mean()),
     }
