@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tools.models import quiet_transformers
+
 if TYPE_CHECKING:
     from pretrain.export import Kind
 
@@ -45,7 +47,7 @@ def export(
 
     if to is not Form.MLFLOW and (name or tracking_uri):
         raise UserError("--name and --tracking-uri belong to --to mlflow", mend="add --to mlflow")
-    _quiet_transformers()
+    quiet_transformers()
     source, kind = _found(source)
     if to is Form.BART:
         from pretrain.export.bart import to_bart
@@ -102,17 +104,9 @@ def import_(
     changes: dict[str, object] = {}
     for field in fields or []:
         apply(changes, field)
-    _quiet_transformers()
+    quiet_transformers()
     made = import_model(source, out, fields=changes, tokenizer=tokenizer, dtype=dtype, seed=seed)
     typer.echo(f"{out}: reloaded, every tensor equal. Where each came from ({WEIGHTS_FILE}):")
     typer.echo(made.weights.text)
     if made.no_tokenizer:
         typer.echo(f"no tokenizer: {made.no_tokenizer}; give one with --tokenizer to train from this folder")
-
-
-def _quiet_transformers() -> None:
-    """Its bars and its lists of fresh tensors say less than what is printed here."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretrain.errors import UserError
+from tools import models
 
 if TYPE_CHECKING:
     from finetune.chat import Chat
@@ -19,10 +20,8 @@ _HELP = "/reset forgets everything, /memory shows the state of the slots, /quit 
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
-    ] = None,
+    model: models.Model,
+    overrides: models.Overrides = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Dialogues as NAME:PATH; the fine-tune's own unless given.")
     ] = None,
@@ -34,7 +33,7 @@ def evaluate(
     agents: Annotated[int, typer.Option(min=1, help="Dialogues that run side by side.")] = 16,
     metrics: Annotated[str, typer.Option(help="Names, with commas; the family's unless given.")] = "",
     replies: Annotated[bool, typer.Option(help="Generate replies; without them only perplexities.")] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+    device: models.Device = "",
 ) -> None:
     """Score a fine-tuned model: perplexities, generated replies, its family's metrics beside the paper's.
 
@@ -75,10 +74,8 @@ def evaluate(
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
-    ] = None,
+    model: models.Model,
+    overrides: models.Overrides = None,
     source: Annotated[
         str | None, typer.Option("--input", help="Dialogues as NAME:PATH; each gets the next reply.")
     ] = None,
@@ -87,7 +84,7 @@ def generate(
         list[str] | None, typer.Option(help="A sentence about the model; may be given more than once.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+    device: models.Device = "",
 ) -> None:
     """Answer dialogues from a file, or talk: a conversation that keeps its memory from turn to turn."""
     fitted = load_fitted(model, overrides, device)
@@ -128,14 +125,10 @@ def load_fitted(model: Path, overrides: list[str] | None, device: str) -> Fitted
     Raises:
         UserError, CheckpointError: nothing fine-tuned there, it is damaged, or there is no such device.
     """
-    import torch
-
+    wanted = models.find_device(device)
     from finetune.fitted import load
 
     fitted = load(model, overrides or [])
-    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device on this machine", mend="--device cpu")
     fitted.model.to(wanted)
     return fitted
 

@@ -6,13 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    import torch
+from tools.models import Device, find_device, quiet_transformers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +24,6 @@ Data = Annotated[
     typer.Option(metavar="NAME:PATH", help="Dialogues; all splits. Repeatable.", show_default=False),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew what an interrupted call left.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes on the CPU; all cores unless given.")]
 CORES = os.cpu_count() or 1
 
@@ -89,7 +87,7 @@ def train_retriever(
     from finetune.knowledge.retriever.settings import RetrieverSettings
     from finetune.knowledge.retriever.train import Progress, train
 
-    _quiet_transformers()
+    quiet_transformers()
     settings = RetrieverSettings.of(overrides or [])
     found = KnowledgeBase.open(base)
     with tqdm(unit=" steps", disable=not sys.stderr.isatty()) as bar:
@@ -103,7 +101,7 @@ def train_retriever(
                     f"step {progress.step:,} of {progress.steps:,}: held out {figures}", file=sys.stderr
                 )
 
-        train(found, start, out, settings, device=_device(device), restart=restart, told=told)
+        train(found, start, out, settings, device=find_device(device), restart=restart, told=told)
     typer.echo(f"{out}: retriever trained; membart ki index --base {base} --retriever {out} --out INDEX")
 
 
@@ -130,7 +128,7 @@ def index(
             out,
             IndexOptions(factory, probes),
             workers=workers,
-            device=_device(device),
+            device=find_device(device),
             restart=restart,
             told=_shown(bar),
         )
@@ -210,7 +208,7 @@ def annotate(
                 stop=StopWords(stop_words),
                 sources=data,
                 workers=workers,
-                device=_device(device),
+                device=find_device(device),
                 restart=restart,
                 told=_shown(bar),
             )
@@ -271,7 +269,7 @@ def picture(
     from finetune.knowledge.annotations import Annotations
     from finetune.knowledge.picture import Map, distances, draw, neighbourhood, word_vectors
 
-    _quiet_transformers()
+    quiet_transformers()
     around = neighbourhood(word, Annotations.open(annotations), load_all(data, 1.0))
     maps = [Map(Path(place).name or place, word_vectors(place, around.all)) for place in models]
     typer.echo(f"{around.word}: {around.sentence}")
@@ -292,17 +290,3 @@ def _shown(bar: tqdm) -> Callable[[int, int], None]:
 def _moved(bar: tqdm, done: int, figures: str) -> None:
     bar.set_postfix_str(figures, refresh=False)
     bar.update(done - bar.n)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _quiet_transformers() -> None:
-    """Its bars say less than what is printed here."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretrain.errors import UserError
+from tools import models
 
 if TYPE_CHECKING:
     import uvicorn
@@ -20,16 +21,14 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="A fine-tune's run, one of its checkpoints, or its export.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes, e.g. generation.beams=1.")
-    ] = None,
+    model: models.Model,
+    overrides: models.Overrides = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8765,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Let --host be another address than this machine's own.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is unless given.")] = "",
+    device: models.Device = "",
 ) -> None:
     """Talk with a fine-tuned model on a local web page that shows what its memory holds."""
     with open_door(model, overrides, port, host, allow_remote, device) as (server, door):
