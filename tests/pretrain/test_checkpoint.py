@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import yaml
 
 from pretrain import attempt, checkpoint
 from pretrain.attempt import Attempt
 from pretrain.errors import CheckpointError, SupersededError
-from tests.pretrain import checkpoint_writer
+from tests.pretrain import checkpoint_reader, checkpoint_writer
 from tests.pretrain.checkpoint_writer import WEIGHT, updates, write
-from tests.support import forked
+from tests.support import faults, forked, runs
 
 
 @pytest.fixture
@@ -204,3 +207,19 @@ def test_a_disk_that_fills_up_at_any_byte_costs_that_checkpoint_only(tmp_path: P
     assert report["refused"] >= 20
     assert report["kept"] == [2, 4]
     assert report["then"] == [4, 8]
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path, shards: Path) -> None:
+    """Every file of a real run's checkpoint is plain, and a process that cannot unpickle reads all of it."""
+    file = runs.recipe_file(tmp_path, shards, train__steps=2, validation={"every": 0, "max_timesteps": 1})
+    forked.run(forked.pretrain, (str(file),), 1)
+    saved = checkpoint.resolve(tmp_path / "run").path
+    readers: dict[str, Callable[[bytes], object]] = {
+        ".safetensors": safetensors.torch.load,
+        ".json": json.loads,
+        ".yaml": yaml.safe_load,
+    }
+    for path in saved.iterdir():
+        assert readers[path.suffix](path.read_bytes()), path.name
+    cannot_unpickle = faults.At("pickle.find_class", "", checkpoint_reader.refuse)
+    forked.run(checkpoint_reader.main, (tmp_path / "run",), 1, cannot_unpickle)
