@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from finetune.dialogue.load import Source
+from finetune.knowledge import artifact
 from pretrain.recipe import ReplaySection, RunRecipe, Section
 
 Memory = Literal["carry", "reset", "off"]
-PLACES = ("knowledge",)
-"""Settings of families that name a folder."""
+PLACES = {"knowledge": "knowledge_hash"}
+"""Settings of families that name a folder with a manifest, and those that say what it holds."""
 
 
 class DialogueSection(Section):
@@ -52,18 +53,25 @@ class DialogueSection(Section):
 
 class GenerationSection(Section):
     beams: int = Field(default=4, gt=0)
+    """Width of the beam search; 1 takes the likeliest token each time."""
     sample: bool = False
     """Draw tokens instead of searching; `top_k`, `top_p` and `temperature` are used then."""
     top_k: int = Field(default=0, ge=0)
+    """Draw among the so many likeliest tokens; 0: all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw among the likeliest tokens that together have this probability."""
     temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits before a draw."""
     repetition_penalty: float = Field(default=1.0, gt=0)
+    """Divides the scores of tokens that were said before; 1: none."""
     length_penalty: float = 1.0
     """Exponent of the length by which beams are normalized; families may define another form."""
     max_new_tokens: int = Field(default=64, gt=0)
+    """Longest reply."""
     replies: int = Field(default=1, gt=0)
     """Replies per context."""
     seed: int = 1
+    """Of everything that is drawn."""
 
 
 class FineTuneRecipe(RunRecipe):
@@ -84,9 +92,19 @@ class FineTuneRecipe(RunRecipe):
     @field_validator("model")
     @classmethod
     def _with_whole_paths(cls, model: dict[str, Any]) -> dict[str, Any]:
-        """A run is resumed from anywhere, so a folder among the settings is named in full."""
-        places = {key: str(Path(model[key]).resolve()) for key in PLACES if isinstance(model.get(key), str)}
-        return {**model, **places}
+        """A run is resumed from anywhere: a folder among the settings is named in full, with what it holds.
+
+        What a recipe says of it stays, so that a run's own recipe goes on meaning what the run began with.
+        """
+        found = dict(model)
+        for place, content in PLACES.items():
+            if isinstance(model.get(place), str):
+                folder = Path(model[place]).resolve()
+                held = model.get(content) or artifact.content_hash(folder)
+                found |= {place: str(folder)} | ({content: held} if held else {})
+            else:
+                found.pop(content, None)
+        return found
 
     transport: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **RunRecipe.transport,
@@ -101,6 +119,12 @@ class FineTuneRecipe(RunRecipe):
     @property
     def lanes(self) -> int:
         return self.data.lanes
+
+    def hash(self) -> str:
+        """As of every run; a folder among the settings counts by what it holds, not by where it is."""
+        known = {place for place, content in PLACES.items() if self.model.get(content)}
+        model = {key: value for key, value in self.model.items() if key not in known}
+        return super(FineTuneRecipe, self.model_copy(update={"model": model})).hash()
 
     def settled(self) -> FineTuneRecipe:
         """The same with absolute paths, so that the run folder alone resumes it from anywhere."""

@@ -116,7 +116,7 @@ def annotate(
             done += size
             told(done, len(found.names))
         index.retriever.to("cpu")
-        loaded = [dict(np.load(parts / f"{part}.npz")) for part in range(count)]
+        loaded = [_loaded(parts / f"{part}.npz") for part in range(count)]
         table, rows = renumbered(_joined_parts(loaded))
         base = index.base
         items = Items(base.names(rows), base.sentences(rows), base.hashes[rows])
@@ -241,6 +241,11 @@ def _annotate_part(retrieval: Retrieval, found: Found, parts: Path, part: int) -
     columns["words"] = np.array(count)
     artifact.put(parts / f"{part}.npz", lambda file: np.savez(file, **columns))
     return len(rows)
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    with artifact.left_behind(file):
+        return dict(np.load(file))
 
 
 def _joined_parts(parts: Sequence[dict[str, Any]]) -> Table:

@@ -13,7 +13,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 from pretrain.corpus.workshop import LOCK, discard, disk_errors, publish, workshop
 from pretrain.errors import UserError
@@ -96,6 +98,24 @@ def put(file: Path, write: Callable[[BinaryIO], Any]) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     aside.replace(file)
+
+
+@contextlib.contextmanager
+def left_behind(file: Path) -> Iterator[None]:
+    """Read what an interrupted call left.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        yield
+    except (OSError, ValueError, EOFError, RuntimeError, BadZipFile, UnpicklingError) as error:
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"left by an interrupted call, and damaged ({what})",
+            where=str(file),
+            mend="--restart to begin anew",
+        ) from None
 
 
 def seal(folder: Path, kind: Kind, facts: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -287,7 +287,9 @@ def _join(base: KnowledgeBase, retriever: Retriever, folder: Path) -> np.ndarray
     shape = (len(base), retriever.settings.joint_size)
     keys = np.lib.format.open_memmap(folder / KEYS, mode="w+", dtype=np.float32, shape=shape)
     for part in range(-(-len(base) // PART_ITEMS)):
-        keys[part * PART_ITEMS : (part + 1) * PART_ITEMS] = np.load(folder / PARTS / f"{part}.npy")
+        file = folder / PARTS / f"{part}.npy"
+        with artifact.left_behind(file):
+            keys[part * PART_ITEMS : (part + 1) * PART_ITEMS] = np.load(file)
     keys.flush()
     return np.load(folder / KEYS, mmap_mode="r")
 

@@ -11,6 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from pretrain.model import MemBartConfig
 from pretrain.recipe import Section
 
+HEAD = "ki_head"
+"""Name of the head in a model, and of its group of parameters."""
 Kind = Literal["transformer", "bert", "lstm", "diffks"]
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.marian.modeling_marian import MarianAttention, MarianDecoder, MarianEncoder
 
+from finetune.families.ki.configuration import HEAD
+
 UNIFORM = 0.1
 """Bound of every weight of the LSTM bodies."""
 
@@ -22,7 +24,7 @@ def as_fairseq(model: PreTrainedModel, kind: str) -> None:
     """
     if kind in ("lstm", "diffks"):
         for name, parameter in model.named_parameters():
-            if not name.startswith("ki_head."):
+            if not name.startswith(HEAD):
                 nn.init.uniform_(parameter, -UNIFORM, UNIFORM)
     own = [part for part in model.modules() if isinstance(part, MarianEncoder | MarianDecoder)]
     for part in own:
@@ -46,6 +48,6 @@ def as_fairseq(model: PreTrainedModel, kind: str) -> None:
             if kind != "bert":
                 module.weight[module.padding_idx] = 0
     # Last, so that the body is the same with and without it.
-    for module in getattr(model, "ki_head", ()):
+    for module in getattr(model, HEAD, ()):
         if isinstance(module, nn.Linear):
             module.reset_parameters()

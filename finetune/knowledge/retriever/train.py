@@ -35,7 +35,7 @@ from pretrain.errors import DivergedError, UserError
 
 STATE, METRICS, BEST = "state.pt", "metrics.jsonl", "best.pt"
 FEW_WORDS = 4
-"""Most words that are left of a sentence whose context is hidden."""
+"""Most words of a sentence whose context is hidden."""
 _ORDER, _STEP, _CHECK = range(3)
 """What random numbers are for."""
 
@@ -182,19 +182,14 @@ class _Run:
         ]
 
     def _hide_context(self, sentences: list[str], number: int) -> list[str]:
-        """The sentences for the word side, of some only up to `FEW_WORDS` words in a row."""
+        """The sentences for the word side, of some only a few words in a row."""
         if not self.settings.hide_context:
             return sentences
         chances, lengths, places = self._dice(number, 2, 3 * len(sentences)).reshape(3, -1)
-        found = []
-        for sentence, chance, length, place in zip(sentences, chances, lengths, places, strict=True):
-            row = words(sentence)
-            if chance < self.settings.hide_context and row:
-                count = min(1 + int(length * FEW_WORDS), len(row))
-                first = int(place * (len(row) - count + 1))
-                sentence = sentence[row[first].start : row[first + count - 1].end]
-            found.append(sentence)
-        return found
+        return [
+            few_words(sentence, length, place) if chance < self.settings.hide_context else sentence
+            for sentence, chance, length, place in zip(sentences, chances, lengths, places, strict=True)
+        ]
 
     def _dice(self, number: int, purpose: int, count: int) -> np.ndarray:
         """`[count]` in [0, 1), a function of seed, step and purpose."""
@@ -224,15 +219,14 @@ class _Run:
         if not (self.folder / STATE).is_file():
             (self.folder / METRICS).unlink(missing_ok=True)
             return
-        state = torch.load(self.folder / STATE, map_location=self.device, weights_only=True)
+        state = _loaded(self.folder / STATE, self.device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], _Best(**state["best"])
 
     def finish(self, plan: Mapping[str, Any]) -> None:
         """Turn the folder into a finished retriever."""
-        best = torch.load(self.folder / BEST, map_location="cpu", weights_only=True)
-        self.model.cpu().load_state_dict(best)
+        self.model.cpu().load_state_dict(_loaded(self.folder / BEST, torch.device("cpu")))
         self.model.save(self.folder)
         for name in (STATE, BEST):
             (self.folder / name).unlink()
@@ -243,6 +237,23 @@ class _Run:
             "step": self.best.step,
         }
         artifact.seal(self.folder, KIND, facts, {"from": plan["from"]})
+
+
+def few_words(sentence: str, length: float, place: float) -> str:
+    """One to `FEW_WORDS` words in a row.
+
+    Args:
+        length, place: in [0, 1): how many of them, and where.
+    """
+    row = words(sentence)
+    count = min(1 + int(length * FEW_WORDS), len(row))
+    first = int(place * (len(row) - count + 1))
+    return sentence[row[first].start : row[first + count - 1].end] if row else sentence
+
+
+def _loaded(file: Path, device: torch.device) -> Any:
+    with artifact.left_behind(file):
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 def _split(base: KnowledgeBase, settings: RetrieverSettings) -> tuple[np.ndarray, np.ndarray]:

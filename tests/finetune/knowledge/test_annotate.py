@@ -190,6 +190,20 @@ def test_other_options_do_not_go_on_with_what_is_there(tmp_path: Path) -> None:
     assert again.manifest.context_turns == RetrievalOptions().context_turns
 
 
+@pytest.mark.usefixtures("parts_of_ten")
+def test_a_part_that_was_damaged_meanwhile_is_one_line(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        annotated(tmp_path / "a", told=stop)
+    part = next((tmp_path / "a.building/parts").iterdir())
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"parts/0\.npz: left by an interrupted call, .* -- --restart"):
+        annotated(tmp_path / "a")
+
+
 def test_an_index_that_loses_too_much_is_refused(tmp_path: Path) -> None:
     index = knowledge.index()
     poor = KnowledgeIndex(index.folder, {**index.manifest, "recall": 0.9}, index.base, index.retriever)

@@ -119,6 +119,24 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+def test_a_part_that_was_damaged_meanwhile_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.knowledge.index.PART_ITEMS", 20)
+    base, retriever = knowledge.base().folder, knowledge.retriever_folder()
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(base, retriever, tmp_path / "index", told=stop)
+    part = next((tmp_path / "index.building/parts").iterdir())
+    part.write_bytes(part.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"parts/0\.npy: left by an interrupted call, .* -- --restart"):
+        build(base, retriever, tmp_path / "index")
+
+
 def test_another_base_or_retriever_is_refused_with_the_command(tmp_path: Path) -> None:
     index = knowledge.index()
     (tmp_path / "wiki.tsv").write_text("Owl\tOwls are birds of the night.\n", encoding="utf-8")

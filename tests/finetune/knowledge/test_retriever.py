@@ -15,7 +15,7 @@ from finetune.knowledge.queries import Query
 from finetune.knowledge.retriever.loss import match
 from finetune.knowledge.retriever.model import Retriever
 from finetune.knowledge.retriever.settings import RetrieverSettings
-from finetune.knowledge.retriever.train import Progress, train
+from finetune.knowledge.retriever.train import Progress, few_words, train
 from finetune.knowledge.words import words
 from pretrain.errors import UserError
 from tests.support import knowledge
@@ -90,7 +90,14 @@ def test_recall_starts_near_chance(tmp_path: Path) -> None:
 
 def test_an_interrupted_training_ends_the_same(tmp_path: Path) -> None:
     settings = RetrieverSettings.of(
-        [*knowledge.SETTINGS, "steps=6", "validate_every=2", "head_dropout=0.5", "mask_title=0.5"]
+        [
+            *knowledge.SETTINGS,
+            "steps=6",
+            "validate_every=2",
+            "head_dropout=0.5",
+            "mask_title=0.5",
+            "hide_context=0.5",
+        ]
     )
 
     def run(name: str, stop: int | None = None) -> Retriever:
@@ -104,6 +111,12 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run("broken", stop=3)
     assert not (tmp_path / "broken").exists()
+    state = tmp_path / "broken.building" / "state.pt"
+    whole_state = state.read_bytes()
+    state.write_bytes(whole_state[:1000])
+    with pytest.raises(UserError, match=r"state\.pt: left by an interrupted call, .* -- --restart"):
+        run("broken")
+    state.write_bytes(whole_state)
     with pytest.raises(UserError, match="begun with other inputs"):
         train(
             knowledge.base(),
@@ -114,6 +127,17 @@ def test_an_interrupted_training_ends_the_same(tmp_path: Path) -> None:
         )
     broken, whole = run("broken").state_dict(), run("whole").state_dict()
     assert all(torch.equal(broken[name], whole[name]) for name in whole)
+
+
+def test_without_its_context_a_sentence_is_one_to_four_words_in_a_row() -> None:
+    sentence = "A badon, they say, is a fish."
+    grid = [(length / 8, place / 16) for length in range(8) for place in range(16)]
+    found = {few_words(sentence, length, place) for length, place in grid}
+    assert {len(words(text)) for text in found} == {1, 2, 3, 4}
+    assert {text for text in found if len(words(text)) == 1} == {word.text for word in words(sentence)}
+    assert {"A badon, they say", "say, is a fish"} <= found
+    assert few_words("two words", 0.99, 0.99) == "two words"
+    assert few_words("?!", 0.5, 0.5) == "?!"
 
 
 def test_it_is_read_back_as_it_was() -> None:

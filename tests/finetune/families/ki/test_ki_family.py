@@ -288,6 +288,8 @@ def test_a_run_goes_on_with_its_own_annotations_only(tmp_path):
     ki.write(tmp_path / "other", ki.TALK[:2])
     with pytest.raises(UserError, match="not those that the run began with"):
         ki.family(knowledge=str(tmp_path / "other")).prepare(model)
+    with pytest.raises(UserError, match=r"other annotations .*model\.knowledge_hash=null"):
+        ki.family(knowledge=str(tmp_path / "other"), knowledge_hash="0").prepare(model)
 
 
 def test_the_learning_rate_falls_with_the_square_root_for_all():
