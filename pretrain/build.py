@@ -51,9 +51,16 @@ def model_config(section: ModelSection, vocab_size: int | None) -> MemBartConfig
 
 
 def skeleton(config: MemBartConfig, section: ModelSection) -> MemBartForConditionalGeneration:
-    """The model on the meta device: shapes and counts without memory."""
-    with torch.device("meta"):
-        model = MemBartForConditionalGeneration(config)
+    """The model on the meta device: shapes and counts without memory.
+
+    Raises:
+        UserError: sizes that do not go together.
+    """
+    try:
+        with torch.device("meta"):
+            model = MemBartForConditionalGeneration(config)
+    except ValueError as error:
+        raise UserError(f"model.config: {error}", where="recipe", mend="correct the field") from None
     freeze(model, section.frozen)
     return model
 
