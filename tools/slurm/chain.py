@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.slurm.pipeline import (
+    ANNOTATIONS,
     EVALUATE,
     EXPORT,
     FINETUNE,
+    KNOWLEDGE,
     PRETRAIN,
     REPORT,
     STAGES,
     Finetune,
+    Knowledge,
     Pipeline,
     recipe_words,
 )
@@ -38,8 +41,8 @@ class Task:
     """Arguments of the job script."""
     number: int = 0
     """In the array; 0: a job of its own."""
-    after: Key | None = None
-    """The task that must have ended well."""
+    after: tuple[Key, ...] = ()
+    """The tasks that must have ended well."""
 
     @property
     def key(self) -> Key:
@@ -92,14 +95,33 @@ def tasks(pipeline: Pipeline, here: Path) -> list[Task]:
         if stages.export is not None:
             out = str(pipeline.model(PRETRAIN))
             words = (str(run), out, *stages.export.words)
-            made.append(Task(EXPORT, PRETRAIN, run, words, after=(PRETRAIN, PRETRAIN)))
+            made.append(Task(EXPORT, PRETRAIN, run, words, after=(_PRETRAINED,)))
     if stages.finetune is not None:
         made += _of_families(pipeline, stages.finetune, here, tracked)
-    made.sort(key=lambda task: STAGES.index(task.stage))
+    runs = list(dict.fromkeys(task.run for task in made))
+    if stages.knowledge is not None:
+        made.append(_of_knowledge(pipeline, stages.knowledge))
     if stages.report is not None:
-        runs = list(dict.fromkeys(task.run for task in made))
-        made.append(Task(REPORT, "all", runs[0], tuple(map(str, runs))))
-    return made
+        made.append(Task(REPORT, "all", runs[0], ("--out", str(pipeline.report), *map(str, runs))))
+    return sorted(made, key=lambda task: STAGES.index(task.stage))
+
+
+_PRETRAINED: Key = (PRETRAIN, PRETRAIN)
+_KNOWN: Key = (KNOWLEDGE, KNOWLEDGE)
+
+
+def _of_knowledge(pipeline: Pipeline, stage: Knowledge) -> Task:
+    words = [str(pipeline.knowledge), *stage.inputs]
+    if stage.index is not None:
+        words += ["--index", stage.index]
+    if stage.start is not None:
+        words += ["--from", str(pipeline.run(PRETRAIN)) if stage.start == PRETRAIN else stage.start]
+    words += [word for setting in stage.set for word in ("--set", setting)]
+    families = pipeline.stages.finetune.families if pipeline.stages.finetune else {}
+    sources = dict.fromkeys(source for name in stage.readers for source in families[name].data)
+    words += [word for source in sources for word in ("--data", source)]
+    after = (_PRETRAINED,) if stage.start == PRETRAIN else ()
+    return Task(KNOWLEDGE, KNOWLEDGE, pipeline.knowledge, (*words, "--", *stage.words), after=after)
 
 
 def _of_families(
@@ -107,19 +129,23 @@ def _of_families(
 ) -> Iterable[Task]:
     stages = pipeline.stages
     start = finetune.start or str(pipeline.run(PRETRAIN))
+    readers = stages.knowledge.readers if stages.knowledge else ()
     for number, (name, family) in enumerate(finetune.families.items(), start=1):
         run = pipeline.run(name)
         data = [word for source in family.data for word in ("--data", source)]
-        words = [recipe_words(family.family or name, here), "--from", start, *data, *tracked, *family.set]
-        parent: Key | None = (PRETRAIN, PRETRAIN) if stages.pretrain is not None else None
-        yield Task(FINETUNE, name, run, (str(run), *words), number, parent)
-        parent = (FINETUNE, name)
+        words = [recipe_words(family.family or name, here), "--from", start, *data, *tracked]
+        after = (_PRETRAINED,) if stages.pretrain is not None else ()
+        if name in readers:
+            words.append(f"{ANNOTATIONS}={pipeline.knowledge / 'annotations'}")
+            after = (*after, _KNOWN)
+        yield Task(FINETUNE, name, run, (str(run), *words, *family.set), number, after)
+        after = ((FINETUNE, name),)
         if stages.evaluate is not None:
-            yield Task(EVALUATE, name, run, (str(run), *stages.evaluate.words), number, parent)
-            parent = (EVALUATE, name)
+            yield Task(EVALUATE, name, run, (str(run), *stages.evaluate.words), number, after)
+            after = ((EVALUATE, name),)
         if stages.export is not None:
             words = [str(run), str(pipeline.model(name)), *stages.export.words]
-            yield Task(EXPORT, name, run, tuple(words), number, parent)
+            yield Task(EXPORT, name, run, tuple(words), number, after)
 
 
 def plan(wanted: Iterable[Task], active: Mapping[Key, Active]) -> list[Job]:
@@ -146,20 +172,23 @@ def plan(wanted: Iterable[Task], active: Mapping[Key, Active]) -> list[Job]:
 
 
 def _after(task: Task, active: Mapping[Key, Active], home: Mapping[Key, str]) -> str:
-    """How sbatch is told to wait for the task before this one; empty when that is done."""
-    if task.after is None:
+    """How sbatch is told to wait for the tasks before this one; empty when all are done."""
+    return ",".join(filter(None, (_after_one(task, key, active, home) for key in task.after)))
+
+
+def _after_one(task: Task, key: Key, active: Mapping[Key, Active], home: Mapping[Key, str]) -> str:
+    if key in home:
+        # Tasks of arrays wait for the one of their own number; of others there is one.
+        kind = "afterok" if key in (_PRETRAINED, _KNOWN) else "aftercorr"
+        return f"{kind}:{{{home[key]}}}"
+    if key not in active:
         return ""
-    if task.after in home:
-        kind = "afterok" if task.after[0] == PRETRAIN else "aftercorr"
-        return f"{kind}:{{{home[task.after]}}}"
-    if task.after in active:
-        parent = active[task.after]
-        if parent.number == 0:
-            return f"afterok:{parent.job}"
-        if parent.number == task.number:
-            return f"aftercorr:{parent.job}"
-        return f"afterok:{parent.job}_{parent.number}"
-    return ""
+    parent = active[key]
+    if parent.number == 0:
+        return f"afterok:{parent.job}"
+    if parent.number == task.number:
+        return f"aftercorr:{parent.job}"
+    return f"afterok:{parent.job}_{parent.number}"
 
 
 def _after_any(tasks: Iterable[Task], active: Mapping[Key, Active], home: Mapping[Key, str]) -> str:

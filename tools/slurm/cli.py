@@ -69,9 +69,10 @@ def cancel(
     from tools.slurm.pipeline import FINETUNE, PRETRAIN, load
 
     wanted = load(pipeline)
-    entries = queue.entries()
+    entries = queue.entries() if record.read(wanted.folder) else {}
     active = record.active(wanted.folder, entries)
     ends: list[str] = []
+    said: list[str] = []
     for task in chain.tasks(wanted, pipeline.resolve().parent):
         if task.key not in active:
             continue
@@ -80,13 +81,12 @@ def cancel(
             switch = task.run / "control" / "stop"
             switch.parent.mkdir(exist_ok=True)
             switch.touch()
-            print(f"{task.stage} {task.name}: job {entry.id} ends when it has saved")
+            said.append(f"{task.stage} {task.name}: job {entry.id} ends when it has saved")
         else:
             ends.append(entry.id)
-            print(f"{task.stage} {task.name}: job {entry.id} cancelled")
+            said.append(f"{task.stage} {task.name}: job {entry.id} cancelled")
     queue.cancel(reversed(ends))
-    if not active:
-        print("no job of this pipeline is in the queue")
+    print("\n".join(said) if active else "no job of this pipeline is in the queue")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,19 @@ from finetune.families import FAMILIES
 from pretrain.errors import UserError
 from pretrain.recipe import Section
 
-PRETRAIN, FINETUNE, EVALUATE, EXPORT, REPORT = STAGES = (
-    "pretrain", "finetune", "evaluate", "export", "report",
+PRETRAIN, KNOWLEDGE, FINETUNE, EVALUATE, EXPORT, REPORT = STAGES = (
+    "pretrain", "knowledge", "finetune", "evaluate", "export", "report",
 )  # fmt: skip
 _TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+ANNOTATIONS = "model.knowledge"
+"""The key of a fine-tune's recipe that names the folder of `membart ki annotate`."""
 
 
 class Stage(Section):
-    """What one job of a stage gets."""
+    """What one job of a stage gets: one process on one node, unless it trains."""
 
-    nodes: int = Field(default=1, gt=0)
     gpus_per_node: int = Field(default=0, ge=0)
-    tasks_per_node: int | None = Field(default=None, gt=0)
-    """Ranks of a node; unset: one a GPU, or one."""
     cpus_per_task: int | None = Field(default=None, gt=0)
     memory: str | None = None
     """Of a node, as sbatch's `--mem` takes it, e.g. `500G`."""
@@ -46,8 +46,9 @@ class Stage(Section):
         return value
 
     @property
-    def ranks_per_node(self) -> int:
-        return self.tasks_per_node or self.gpus_per_node or 1
+    def layout(self) -> tuple[int, int]:
+        """Nodes, and processes on each."""
+        return 1, 1
 
     @property
     def seconds(self) -> int | None:
@@ -65,10 +66,17 @@ class Stage(Section):
 
 
 class Training(Stage):
-    """A stage that saves and goes on."""
+    """A stage of many ranks that saves and goes on."""
 
+    nodes: int = Field(default=1, gt=0)
+    tasks_per_node: int | None = Field(default=None, gt=0)
+    """Ranks of a node; unset: one a GPU, or one."""
     preflight: bool = True
     """Examine the nodes before each start."""
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        return self.nodes, self.tasks_per_node or self.gpus_per_node or 1
 
 
 class Pretrain(Training):
@@ -76,6 +84,31 @@ class Pretrain(Training):
     """A shipped recipe or a YAML file."""
     set: tuple[str, ...] = ()
     """Changes to it, as `key.sub=value`."""
+
+
+class Knowledge(Stage):
+    """Sentences for the words of dialogues (docs/knowledge.md)."""
+
+    inputs: tuple[str, ...] = ()
+    """Encyclopedias, of which a knowledge base, a retriever and an index are made."""
+    index: str | None = None
+    """Instead of them, an index that is there already."""
+    start: str | None = Field(default=None, alias="from")
+    """What the retriever starts from: `pretrain` is this pipeline's; unset: as `train-retriever` has it."""
+    set: tuple[str, ...] = ()
+    """The retriever's settings, as `key=value`."""
+    words: tuple[str, ...] = ()
+    """Further words for `membart ki annotate`."""
+    readers: tuple[str, ...] = Field(default=("ki",), alias="for", min_length=1)
+    """The fine-tunes whose dialogues are annotated, and which learn from it."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Knowledge:
+        if bool(self.inputs) == (self.index is not None):
+            raise ValueError("an index is made of `inputs`, or is there as `index`: give one of them")
+        if self.index is not None and (self.start is not None or self.set):
+            raise ValueError("`from` and `set` are for a new retriever: an index has one")
+        return self
 
 
 class Family(Section):
@@ -109,6 +142,7 @@ class Export(Stage):
 
 class Stages(Section):
     pretrain: Pretrain | None = None
+    knowledge: Knowledge | None = None
     finetune: Finetune | None = None
     evaluate: Evaluate | None = None
     export: Export | None = None
@@ -124,7 +158,22 @@ class Stages(Section):
             raise ValueError(
                 "fine-tunes start from a pretrain stage or from `finetune.from`: give one of them"
             )
+        if self.knowledge is not None:
+            self._knowledge_has_readers(self.knowledge)
         return self
+
+    def _knowledge_has_readers(self, knowledge: Knowledge) -> None:
+        families = self.finetune.families if self.finetune else {}
+        absent = [name for name in knowledge.readers if name not in families]
+        if absent:
+            raise ValueError(f"knowledge is for '{absent[0]}', and there is no such fine-tune")
+        for name in knowledge.readers:
+            if not families[name].data:
+                raise ValueError(f"knowledge is for the dialogues of '{name}', which has no data")
+            if any(word.startswith(f"{ANNOTATIONS}=") for word in families[name].set):
+                raise ValueError(f"'{name}' sets {ANNOTATIONS} and has knowledge made: do one of both")
+        if knowledge.start == PRETRAIN and self.pretrain is None:
+            raise ValueError("knowledge starts from pretrain, and there is no pretrain")
 
 
 class Pipeline(Section):
@@ -151,20 +200,24 @@ class Pipeline(Section):
         """Where a run is exported to."""
         return self.folder / "models" / name
 
+    @property
+    def knowledge(self) -> Path:
+        """The folder of the knowledge base and of all that is made of it."""
+        return self.folder / "knowledge"
+
+    @property
+    def report(self) -> Path:
+        """The page about all runs."""
+        return self.folder / "report.html"
+
 
 def load(path: Path) -> Pipeline:
     """Read PIPELINE.yaml; relative paths are relative to its folder.
 
     Raises:
-        UserError: not readable, an unknown key (the nearest is suggested), or a bad value.
+        UserError: not readable, a key twice, an unknown key (the nearest is suggested), or a bad value.
     """
-    try:
-        # Text only: YAML 1.1 takes 12:00:00 for the number 43200.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path), mend="name a pipeline file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=str(path), mend="mend the file") from None
+    content = _content(path)
     try:
         pipeline = Pipeline.model_validate(content)
     except ValidationError as error:
@@ -187,6 +240,10 @@ def check(pipeline: Pipeline, path: Path) -> None:
         wanted = stages.pretrain
         found = recipes.load(recipe_words(wanted.recipe, here), wanted.set)
         _check_lanes(found.lanes, wanted, f"{path}: stages.pretrain")
+    if stages.knowledge is not None:
+        from finetune.knowledge.retriever.settings import RetrieverSettings
+
+        RetrieverSettings.of(stages.knowledge.set)
     if stages.finetune is None:
         return
     from finetune.recipe import FineTuneRecipe
@@ -211,14 +268,57 @@ def recipe_words(recipe: str, here: Path) -> str:
     return str(file.resolve()) if file.is_file() else recipe
 
 
-def _check_lanes(lanes: int, stage: Stage, where: str) -> None:
-    ranks = stage.nodes * stage.ranks_per_node
+def _check_lanes(lanes: int, stage: Training, where: str) -> None:
+    ranks = math.prod(stage.layout)
     if lanes % ranks:
         raise UserError(
             f"{ranks} ranks do not divide {lanes} lanes",
             where=where,
-            mend="change nodes, gpus_per_node or data.lanes",
+            mend="change nodes, gpus_per_node, tasks_per_node or data.lanes",
         )
+
+
+class _Loader(yaml.BaseLoader):
+    """Text only, since YAML 1.1 takes 12:00:00 for the number 43200; and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is there twice", node.value[number][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _content(path: Path) -> Any:
+    """Plain content of a YAML file.
+
+    Raises:
+        UserError: not readable, no text, or no YAML.
+    """
+    mend = "name a pipeline file; slurm/pipeline.example.yaml is one"
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path), mend=mend) from None
+    except UnicodeDecodeError:
+        raise UserError("not a text in UTF-8", where=str(path), mend=mend) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise UserError(f"not valid YAML: {error.problem}", where=place, mend="mend the file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=str(path), mend="mend the file") from None
+
+
+_KINDS = {
+    "missing": "has to be there",
+    "model_type": "is a section of keys and values; {} where it has none",
+    "dict_type": "is a section of keys and values",
+    "tuple_type": "is a list; write [one] or [one, two]",
+}
+"""What pydantic says in words of Python."""
 
 
 def _refusal(error: ValidationError, path: Path) -> UserError:
@@ -229,21 +329,18 @@ def _refusal(error: ValidationError, path: Path) -> UserError:
         near = difflib.get_close_matches(place[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         return UserError(f"unknown key '{'.'.join(place)}'", where=str(path), mend=hint)
-    problem = first["msg"].removeprefix("Value error, ")
+    problem = _KINDS.get(first["type"], first["msg"].removeprefix("Value error, "))
     return UserError(
-        f"{'.'.join(place) or 'the file'}: {problem}", where=str(path), mend="see slurm/README.md"
+        f"{'.'.join(place) or 'a pipeline'}: {problem}", where=str(path), mend="see slurm/README.md"
     )
 
 
 def _keys(place: list[str]) -> list[str]:
     """Keys of the section at `place`."""
-    if not place:
-        return list(Pipeline.model_fields)
-    if place == ["stages"]:
-        return list(STAGES)
-    if len(place) == 4:
-        return list(Family.model_fields)
-    stage: Any = {
-        PRETRAIN: Pretrain, FINETUNE: Finetune, EVALUATE: Evaluate, EXPORT: Export, REPORT: Stage,
-    }[place[1]]  # fmt: skip
-    return [field.alias or name for name, field in stage.model_fields.items()]
+    sections: dict[tuple[str, ...], type[Section]] = {
+        (): Pipeline, ("stages",): Stages, ("stages", PRETRAIN): Pretrain, ("stages", KNOWLEDGE): Knowledge,
+        ("stages", FINETUNE): Finetune, ("stages", EVALUATE): Evaluate, ("stages", EXPORT): Export,
+        ("stages", REPORT): Stage,
+    }  # fmt: skip
+    section = sections.get(tuple(place), Family)
+    return [field.alias or name for name, field in section.model_fields.items()]

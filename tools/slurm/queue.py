@@ -15,6 +15,10 @@ ENDED = {
 }  # fmt: skip
 
 
+class RefusedError(UserError):
+    """Slurm answers, and says no."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A job, or one task of an array, as Slurm has it now."""
@@ -38,10 +42,8 @@ class Entry:
 
 def entries() -> dict[tuple[str, int], Entry]:
     """All jobs of this user that Slurm still knows, ended ones too for some minutes."""
-    fields = "%F|%K|%T|%r|%N|%L"
-    text = call(
-        ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", f"--format={fields}"]
-    )
+    fields, user = "%F|%K|%T|%r|%N|%L", getpass.getuser()
+    text = call(["squeue", "--noheader", "--array", "--states=all", f"--user={user}", f"--format={fields}"])
     found = {}
     for line in text.splitlines():
         job, task, state, reason, nodes, left = line.split("|")
@@ -65,7 +67,8 @@ def call(words: Sequence[str]) -> str:
     """Output of a Slurm command.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses; with its own words.
+        UserError: there is no Slurm here.
+        RefusedError: it refuses; with its own words.
     """
     try:
         done = subprocess.run(words, capture_output=True, text=True)
@@ -75,9 +78,5 @@ def call(words: Sequence[str]) -> str:
         ) from None
     if done.returncode:
         said = " ".join((done.stderr.strip() or done.stdout.strip()).split())
-        raise UserError(said or f"exit {done.returncode}", where=words[0], mend="see docs/cluster.md")
+        raise RefusedError(said or f"exit {done.returncode}", where=words[0], mend="see docs/cluster.md")
     return done.stdout
-
-
-def _user() -> str:
-    return getpass.getuser()

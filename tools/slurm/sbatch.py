@@ -76,7 +76,8 @@ class Submission:
         return self.pipeline.folder / "tasks" / f"{stage}-{mark}.tsv", content
 
     def _resources(self, stage: Stage) -> list[str]:
-        words = [f"--nodes={stage.nodes}", f"--ntasks-per-node={stage.ranks_per_node}"]
+        nodes, tasks = stage.layout
+        words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
         if stage.gpus_per_node:
             kind = self.site.value("SITE_GPU_TYPE")
             words.append(f"--gpus-per-node={f'{kind}:' if kind else ''}{stage.gpus_per_node}")
@@ -113,12 +114,17 @@ def submit(submission: Submission, jobs: list[Job]) -> list[Submitted]:
     """Submit jobs in order and record them; all or none.
 
     Raises:
-        UserError: Slurm refuses one of them; those before it are cancelled.
+        UserError: the folder cannot be written, or Slurm refuses a job: those before it are cancelled.
     """
     folder = submission.pipeline.folder
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    submission.write_tables()
     _rehearse(submission, jobs)
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        submission.write_tables()
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}", where=str(folder), mend="give another `folder`"
+        ) from None
     ids: dict[str, str] = {}
     made: list[Submitted] = []
     for job in jobs:
@@ -145,7 +151,7 @@ def _rehearse(submission: Submission, jobs: list[Job]) -> None:
         words = [first, "--test-only", *(word for word in rest if not word.startswith("--dependency="))]
         try:
             queue.call(words)
-        except UserError as error:
+        except queue.RefusedError as error:
             raise UserError(
                 error.what, where=f"stages.{job.stage}", mend=f"line: {shlex.join(words)}"
             ) from None

@@ -59,8 +59,8 @@ def read(file: Path | None) -> Site:
     Raises:
         UserError: it is not there, or bash cannot source it.
     """
-    if file is None and "MEMBART_SITE" in os.environ:
-        file = Path(os.environ["MEMBART_SITE"]).resolve()
+    if file is None and (named := os.environ.get("MEMBART_SITE")):
+        file = Path(named).resolve()
     elif file is None and (SCRIPTS / "site.env").is_file():
         file = SCRIPTS / "site.env"
     if file is None:

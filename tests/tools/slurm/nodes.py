@@ -9,20 +9,22 @@ from datetime import timedelta
 from pathlib import Path
 
 NODES = ("n0", "n1", "n2")
-SECONDS = 8
 
 
-def node(folder: Path, recipe: Path, behaviour: dict[str, str]) -> int:
+def node(folder: Path, recipe: Path, behaviour: dict[str, str], seconds: int) -> int:
     """Examine this rank's node, unless `behaviour` has another mind for it.
 
     `absent`: it never comes; `blind`: it does not see the shards; `mute`: it tells its facts and then hangs.
+
+    Args:
+        seconds: that the examination may take.
     """
     name = NODES[int(os.environ["RANK"])]
     os.environ.update(
         LOCAL_RANK="0",
         SLURMD_NODENAME=name,
         MEMBART_NODES=" ".join(NODES),
-        SITE_PREFLIGHT_SECONDS=str(SECONDS),
+        SITE_PREFLIGHT_SECONDS=str(seconds),
         SITE_MIN_FREE_GB="0.001",
         SITE_MIN_TMP_GB="0.001",
         SITE_LEAD_SECONDS="77",
@@ -35,11 +37,11 @@ def node(folder: Path, recipe: Path, behaviour: dict[str, str]) -> int:
     if mine == "blind":
         words.append(f"data.shards=[{json.dumps(str(folder / 'nowhere'))}]")
     if mine == "mute":
-        return tell_and_hang(folder, name, words)
+        return tell_and_hang(folder, name, words, seconds)
     return examine(folder, folder / "run", words)
 
 
-def tell_and_hang(folder: Path, name: str, words: list[str]) -> int:
+def tell_and_hang(folder: Path, name: str, words: list[str], seconds: int) -> int:
     import torch.distributed as dist
 
     from pretrain.distributed import detect
@@ -50,5 +52,5 @@ def tell_and_hang(folder: Path, name: str, words: list[str]) -> int:
         world.address, world.port, world.size, False, timedelta(seconds=60), wait_for_workers=False
     )
     store.set(f"facts/{name}", look(name, folder, folder / "run", words, Limits.read()).to_json())
-    time.sleep(3 * SECONDS)
+    time.sleep(3 * seconds)
     return 0

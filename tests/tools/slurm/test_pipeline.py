@@ -43,7 +43,7 @@ def test_a_pipeline_is_read_with_paths_beside_its_file(tmp_path: Path) -> None:
     assert pipeline.run("pretrain") == tmp_path / "made" / "runs" / "pretrain"
     assert pipeline.model("membart") == tmp_path / "made" / "models" / "membart"
     assert pipeline.stages.pretrain is not None
-    assert (pipeline.stages.pretrain.nodes, pipeline.stages.pretrain.ranks_per_node) == (8, 4)
+    assert pipeline.stages.pretrain.layout == (8, 4)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,26 @@ def test_durations_are_slurms(tmp_path: Path, time: str, seconds: int) -> None:
         ({"nam": "x"}, "unknown key 'nam'.*did you mean 'name'"),
         ({"stages__pretrain__time": "two days"}, "'two days' is no duration"),
         ({"stages__pretrain__nodes": 0}, "stages.pretrain.nodes: .*greater than 0"),
+        ({"stages__evaluate__nodes": 2}, "unknown key 'stages.evaluate.nodes'"),
+        ({"stages__pretrain__set": "train.steps=5"}, "stages.pretrain.set: is a list; write .one."),
+        ({"stages__report": ""}, "stages.report: is a section of keys and values; {} where it has none"),
+        ({"stages__finetune__families": ["ki"]}, "stages.finetune.families: is a section of keys"),
+        ({"stages__pretrain": {}}, "stages.pretrain.recipe: has to be there"),
+        ({"stages__knowledge": {}}, "as `index`: give one of them"),
+        ({"stages__knowledge": {"input": []}}, "'stages.knowledge.input'.*did you mean 'inputs'"),
+        ({"stages__knowledge": {"index": "i", "set": ["batch=2"]}}, "an index has one"),
+        ({"stages__knowledge": {"index": "i"}}, "knowledge is for 'ki', and there is no such fine-tune"),
+        (
+            {"stages__knowledge": {"index": "i"}, "stages__finetune__families": {"ki": {}}},
+            "dialogues of 'ki', which has no data",
+        ),
+        (
+            {
+                "stages__knowledge": {"index": "i"},
+                "stages__finetune__families": {"ki": {"data": ["a:b"], "set": ["model.knowledge=k"]}},
+            },
+            "'ki' sets model.knowledge and has knowledge made",
+        ),
         ({"name": "a b"}, "'a b' is no plain name"),
         ({"stages": {"report": {}}}, "neither pretrain nor finetune"),
         ({"stages__finetune__from": "/runs/old"}, "give one of them"),
@@ -96,6 +116,13 @@ def test_a_mistake_is_one_line_that_says_where(tmp_path: Path, changes: dict[str
     [
         ({"stages__pretrain__recipe": "membart_larg"}, "did you mean 'membart_large'"),
         ({"stages__pretrain__set": ["train.step=5"]}, "unknown recipe key 'train.step'"),
+        (
+            {
+                "stages__knowledge": {"inputs": ["a.tsv"], "set": ["stpes=5"]},
+                "stages__finetune__families": {"ki": {"data": ["a:b"]}},
+            },
+            "stpes",
+        ),
         ({"stages__pretrain__nodes": 5}, "20 ranks do not divide 32 lanes"),
         ({"stages__finetune__families": {"fuson": {}}}, "no family 'fuson'.*did you mean 'fusion'"),
         ({"stages__finetune__families": {"pretrain": {}}}, "'pretrain' is no name for a fine-tune"),
@@ -109,9 +136,28 @@ def test_recipes_and_ranks_are_checked_before_anything_is_submitted(
         check(load(file), file)
 
 
-def test_a_file_that_is_not_there_or_no_yaml_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="not valid YAML"):
-        load(tmp_path / "bad.yaml")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "pipeline.yaml: cannot be read: No such file or directory -- name a pipeline file"),
+        (b"\x7fELF\x02\xd0", "pipeline.yaml: not a text in UTF-8 -- name a pipeline file"),
+        (b"", "pipeline.yaml: a pipeline: is a section of keys and values"),
+        (b"- a\n", "pipeline.yaml: a pipeline: is a section of keys and values"),
+        (b"name: [a\nb: c", "pipeline.yaml, line 2, column 2: not valid YAML: expected ',' or ']'"),
+        (b"name: a\nname: b\n", "pipeline.yaml, line 2, column 1: not valid YAML: the key 'name' is there"),
+        (b"stages: &all\n  pretrain: *all\n", "pipeline.yaml, line 1, column 9: not valid YAML: found un"),
+    ],
+)
+def test_a_file_that_is_no_pipeline_is_a_users_mistake(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    file = tmp_path / "pipeline.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load(file)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/{message}")
+    assert "Errno" not in said
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load(tmp_path)
