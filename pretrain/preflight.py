@@ -66,7 +66,7 @@ def check(wanted: Recipe, world_size: int, *, dry: bool = False) -> Plan:
                 world_size=world_size,
             )
     config = build.model_config(wanted.model, shard_set.vocab_size if shard_set else None)
-    _check_model(wanted, config, shard_set, window)
+    check_model(wanted, config, shard_set, window)
     ds_config = engine.resolve_config(wanted, world_size)
     resume = check_run_folder(wanted)
     if resume is not None and shard_set is not None and resume.state["shard_set"] != shard_set.hash:
@@ -172,7 +172,12 @@ def _steps_per_epoch(plan: Plan) -> str:
     return f"{steps:,.1f} ({segments:,} segments of {len(plan.shard_set.select('train'))} shards)"
 
 
-def _check_model(wanted: Recipe, config: MemBartConfig, shard_set: ShardSet | None, window: Window) -> None:
+def check_model(wanted: Recipe, config: MemBartConfig, shard_set: ShardSet | None, window: Window) -> None:
+    """Whether the model fits the data, as far as these are known.
+
+    Raises:
+        UserError: fewer positions than a segment has tokens, or another vocabulary.
+    """
     if window.size > config.max_position_embeddings:
         raise UserError(
             f"segments of {window.size} tokens do not fit {config.max_position_embeddings} positions",

@@ -286,6 +286,12 @@ def test_shards_on_this_machine_are_asked_and_others_are_assumed(tmp_path: Path)
         (["membart_base", "--nodes", "3"], "24 ranks do not divide data.lanes=32"),
         (["membart_basis"], "did you mean 'membart_base'"),
         (["membart_base", "train.deepspeed=zero7"], "no such DeepSpeed configuration"),
+        (["membart_base", "data.window=2000"], "segments of 2000 tokens do not fit 1024 positions"),
+        (
+            ["membart_base", "model.config.d_model=770"],
+            "model.config: embed_dim must be divisible by num_heads",
+        ),
+        (["membart_base", "model.config.d_modell=768"], "model.config has no field d_modell"),
     ],
 )
 def test_mistakes(words: list[str], expected: str) -> None:

@@ -84,7 +84,8 @@ def subject(recipe: Recipe, cluster: Cluster, deepspeed: str | None = None) -> S
     """Size up `recipe` on `cluster`; the machine that plans need have neither its devices nor its data.
 
     Raises:
-        UserError: ranks that do not share the lanes, a field or a configuration that does not exist.
+        UserError: ranks that do not share the lanes, a model that does not fit its window or itself, a field
+            or a configuration that does not exist.
     """
     preflight.check_layout(recipe, cluster.world)
     shard_set, notes = _shard_set(recipe)
@@ -94,6 +95,8 @@ def subject(recipe: Recipe, cluster: Cluster, deepspeed: str | None = None) -> S
         base.overlap if data.overlap is None else data.overlap,
     )
     config = build.model_config(recipe.model, shard_set.vocab_size if shard_set else None)
+    if shard_set is not None or data.window is not None:  # an assumed window is nobody's mistake
+        preflight.check_model(recipe, config, shard_set, window)
     if shard_set is None and "vocab_size" not in recipe.model.fields:
         notes.append(f"a vocabulary of {config.vocab_size:,}")
     name = recipe.train.deepspeed if deepspeed is None else deepspeed
