@@ -37,14 +37,17 @@ class Case:
 
     @property
     def memory(self) -> Memory:
+        """Of a rank, at every moment of a step."""
         return memory(self.rank)
 
     @property
     def fits(self) -> bool:
+        """Whether the fullest moment leaves the headroom free."""
         return self.memory.peak <= self.cluster.room
 
     @property
     def step(self) -> costs.Step:
+        """How long a step takes."""
         return costs.step(self.rank, self.operations, self.cluster)
 
     def placed(self, deepspeed: str) -> Case:
@@ -68,6 +71,7 @@ class Subject:
 
     @property
     def recipe(self) -> Recipe:
+        """What is trained."""
         return self.outline.recipe
 
     @property

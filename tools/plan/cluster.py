@@ -90,6 +90,7 @@ class Cluster:
 
     @property
     def world(self) -> int:
+        """Ranks, one a device."""
         return self.nodes * self.gpus_per_node
 
     @property
@@ -108,6 +109,7 @@ class Cluster:
 
     @property
     def title(self) -> str:
+        """For people: `8 x 4 H100 SXM 80 GB`."""
         return f"{self.nodes} x {self.gpus_per_node} {self.gpu.name}"
 
 

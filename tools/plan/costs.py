@@ -30,6 +30,7 @@ class Traffic:
 
     @property
     def network(self) -> float:
+        """All that leaves the device for other ranks."""
         return self.gradients + self.weights + self.gathered
 
 
@@ -59,6 +60,7 @@ class Step:
 
     @property
     def total(self) -> float:
+        """The whole step."""
         return self.compute + self.update + self.exposed
 
 

@@ -63,10 +63,12 @@ class Plan:
 
     @property
     def case(self) -> Case:
+        """The one that was asked for."""
         return self.subject.case
 
     @property
     def step(self) -> costs.Step:
+        """Its step."""
         return self.case.step
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,6 +96,7 @@ class Plan:
 
     @property
     def text(self) -> str:
+        """For people: a page of lines."""
         return "\n".join(_lines(self))
 
 

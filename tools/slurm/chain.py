@@ -46,6 +46,7 @@ class Task:
 
     @property
     def key(self) -> Key:
+        """Names the task within the pipeline."""
         return self.stage, self.name
 
     @property
@@ -55,6 +56,7 @@ class Task:
 
     @property
     def done(self) -> bool:
+        """Whether a job of it has ended well."""
         return (self.jobs / "done").is_file()
 
 
@@ -76,6 +78,7 @@ class Job:
 
     @property
     def stage(self) -> str:
+        """Of all its tasks."""
         return self.tasks[0].stage
 
     @property

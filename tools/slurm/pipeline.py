@@ -76,10 +76,13 @@ class Training(Stage):
 
     @property
     def layout(self) -> tuple[int, int]:
+        """Nodes, and ranks on each."""
         return self.nodes, self.tasks_per_node or self.gpus_per_node or 1
 
 
 class Pretrain(Training):
+    """The pretraining, one run."""
+
     recipe: str
     """A shipped recipe or a YAML file."""
     set: tuple[str, ...] = ()
@@ -122,6 +125,8 @@ class Family(Section):
 
 
 class Finetune(Training):
+    """All fine-tunes."""
+
     start: str | None = Field(default=None, alias="from")
     """What the families start from; unset: the pretraining of this pipeline."""
     families: dict[str, Family] = Field(min_length=1)
@@ -131,16 +136,22 @@ class Finetune(Training):
 
 
 class Evaluate(Stage):
+    """Scores of every fine-tune."""
+
     words: tuple[str, ...] = ()
     """Further words for `membart evaluate`."""
 
 
 class Export(Stage):
+    """A model folder of every run."""
+
     words: tuple[str, ...] = ()
     """Further words for `membart export`, e.g. `--dtype`, `bf16`."""
 
 
 class Stages(Section):
+    """What is made, in this order."""
+
     pretrain: Pretrain | None = None
     knowledge: Knowledge | None = None
     finetune: Finetune | None = None
@@ -177,6 +188,8 @@ class Stages(Section):
 
 
 class Pipeline(Section):
+    """All of the file."""
+
     name: str
     """Of the jobs and of the MLflow experiment."""
     folder: Path

@@ -33,10 +33,12 @@ class Entry:
 
     @property
     def id(self) -> str:
+        """As Slurm's commands take it."""
         return f"{self.job}_{self.task}" if self.task else self.job
 
     @property
     def active(self) -> bool:
+        """Whether it waits or runs."""
         return self.state not in ENDED
 
 
@@ -58,6 +60,11 @@ def submit(words: Sequence[str]) -> str:
 
 
 def cancel(ids: Iterable[str]) -> None:
+    """End jobs, or tasks `JOB_N` of arrays; none is no mistake.
+
+    Raises:
+        UserError: as `call`.
+    """
     wanted = list(ids)
     if wanted:
         call(["scancel", *wanted])

@@ -29,6 +29,7 @@ class Submitted:
 
     @property
     def key(self) -> Key:
+        """The task that was submitted."""
         return self.stage, self.name
 
 
@@ -46,6 +47,7 @@ def read(folder: Path) -> list[Submitted]:
 
 
 def add(folder: Path, submitted: Iterable[Submitted]) -> None:
+    """Append submissions to a pipeline's; the file is whole or as before."""
     rows = [asdict(entry) for entry in [*read(folder), *submitted]]
     write_atomically(folder / FILE, json.dumps({"jobs": rows}, indent=1) + "\n")
 

@@ -32,6 +32,7 @@ class Site:
     extra: tuple[str, ...] = ()
 
     def value(self, name: str) -> str:
+        """A setting; empty where the site has none."""
         return dict(self.values).get(name, "")
 
     @property

@@ -28,6 +28,7 @@ class Row:
     note: str = ""
 
     def cells(self) -> tuple[str, ...]:
+        """Its columns, as in `HEADINGS`."""
         return (self.stage, self.name, self.job, self.state, self.step, self.loss, self.eta, self.note)
 
 

@@ -69,10 +69,12 @@ class Facts:
     gpu_tflops: tuple[float, ...] = ()
 
     def to_json(self) -> str:
+        """As `from_json` reads it."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Facts:
+        """What another node's `to_json` wrote."""
         content = json.loads(text)
         for name in ("problems", "gpu_tflops"):
             content[name] = tuple(content[name])
@@ -118,6 +120,7 @@ def disks(run: Path, limits: Limits) -> list[str]:
 
 
 def last_checkpoint_bytes(run: Path) -> int:
+    """Size of a run's newest checkpoint; 0 before its first."""
     saved = sorted((run / "checkpoints").glob("step-*"))
     return sum(file.stat().st_size for file in saved[-1].iterdir()) if saved else 0
 
