@@ -26,6 +26,7 @@ class DialogueSection(Section):
     lanes: int = Field(default=4, gt=0)
     """Groups of agents with a dialogue queue of their own; fixed for the life of a run, on any ranks."""
     agents_per_lane: int = Field(default=4, gt=0)
+    """Batch rows of a lane: each follows one dialogue at a time."""
     context_tokens: int = Field(default=512, gt=8)
     """Longest input of the encoder, special tokens included; older tokens are cut."""
     target_tokens: int = Field(default=128, gt=3)
