@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,16 +84,13 @@ def resolve(name: str, overrides: list[str], start: str | None, data: list[str])
     """
     from finetune.recipe import FineTuneRecipe
 
-    folder = Path(name).resolve()
-    changes: list[str] = []
-    if (folder / "recipe.yaml").is_file():
-        name, changes = str(folder / "recipe.yaml"), [f"root={folder.parent}", f"name={folder.name}"]
+    name, changes = recipes.locate(name)
     content = recipes.read(name, "finetune")
     for change in [*changes, *overrides]:
         recipes.apply(content, change)
     given: dict[str, Any] = {} if start is None else {"backbone": start}
     if data:
-        content.setdefault("data", {})["sources"] = list(data)
+        recipes.apply(content, f"data.sources={json.dumps(data)}")
     return recipes.parse({**content, **given}, name, FineTuneRecipe)
 
 

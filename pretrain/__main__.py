@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,7 +43,8 @@ def run(
 ) -> int:
     """Resolve, check and train; returns the process's exit code."""
     try:
-        resolved = _resolve(name, overrides)
+        found, place = recipes.locate(name)
+        resolved = recipes.load(found, [*place, *overrides])
         if print_recipe:
             print(resolved.to_yaml(), end="")
             return EXIT_OK
@@ -62,15 +62,6 @@ def run(
     except UserError as error:
         return launch.refuse(error)
     return launch.run_job(Pretraining(plan), world)
-
-
-def _resolve(name: str, overrides: list[str]) -> recipes.Recipe:
-    """A recipe by name or file, or that of a run folder, wherever the folder is now."""
-    folder = Path(name).resolve()
-    if not (folder / recipes.RECIPE_FILE).is_file():
-        return recipes.load(name, overrides)
-    place = [f"root={folder.parent}", f"name={folder.name}"]
-    return recipes.load(str(folder / recipes.RECIPE_FILE), [*place, *overrides])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from pretrain import replay
 from pretrain.errors import UserError
-from pretrain.model.configuration import MemBartConfig
+from pretrain.model.configuration import MemBartConfig, make_config
+from pretrain.model.convert import check_place
 from pretrain.model.modeling import MemBartForConditionalGeneration
 from pretrain.recipe import ModelSection, Recipe
 
@@ -23,21 +25,24 @@ def model_config(section: ModelSection, vocab_size: int | None) -> MemBartConfig
         vocab_size: entries of the shard set's tokenizer, used where the recipe names no size.
 
     Raises:
-        UserError: a field that `MemBartConfig` does not have, or cannot honour.
+        UserError: no model in that folder; a field that `MemBartConfig` does not have, or cannot honour.
     """
     fields = section.fields
     base: dict[str, object] = {}
+    if section.init != SCRATCH:
+        check_place(section.init)
     if Path(section.init).is_dir():
         base = MemBartConfig.get_config_dict(section.init)[0]
     elif section.init == SCRATCH and vocab_size is not None:
         base = {"vocab_size": vocab_size}
-    known = set(MemBartConfig().to_dict())
-    unknown = sorted(set(fields) - known)
+    known = MemBartConfig().to_dict()
+    unknown = sorted(set(fields) - set(known))
     if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
         raise UserError(
             f"model.config has no field {', '.join(unknown)}",
             where="recipe",
-            mend="fields are those of MemBartConfig",
+            mend=f"did you mean '{near[0]}'?" if near else "fields are those of MemBartConfig",
         )
     base = {
         key: value
@@ -45,9 +50,9 @@ def model_config(section: ModelSection, vocab_size: int | None) -> MemBartConfig
         if key not in ("model_type", "architectures", "transformers_version")
     }
     try:
-        return MemBartConfig(**{**base, **fields})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.config: {error}", where="recipe", mend="correct the field") from None
+        return make_config({**base, **fields})
+    except UserError as error:
+        raise UserError(f"model.config: {error.what}", where="recipe", mend=error.mend) from None
 
 
 def skeleton(config: MemBartConfig, section: ModelSection) -> MemBartForConditionalGeneration:

@@ -52,8 +52,8 @@ def load_config(name_or_path: str) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error}", where=str(path), mend="mend the file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as JSON: {error}", where=str(path), mend="mend the file") from None
     if not isinstance(config, dict):
         raise UserError("a DeepSpeed configuration is a JSON object", where=str(path), mend="mend the file")
     return config

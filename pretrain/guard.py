@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 from pretrain import distributed, out_of_memory
 from pretrain.distributed import World
-from pretrain.errors import EXIT_INTERRUPTED, UserError
+from pretrain.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from pretrain.pulse import Pulse
 from pretrain.recipe import RunRecipe
 from pretrain.watchdog import Watchdog
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(recipe: RunRecipe, world: World, work: Callable[[Pulse], int]) -> int:
@@ -32,9 +35,21 @@ def guarded(recipe: RunRecipe, world: World, work: Callable[[Pulse], int]) -> in
         return watchdog.leave(error, error.exit_code)
     except KeyboardInterrupt:
         return watchdog.leave(UserError("interrupted from the keyboard"), EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _FULL:
+            return watchdog.fail(error)
+        return watchdog.leave(_no_space(error, recipe), EXIT_USER_ERROR)
     except Exception as error:
         want = out_of_memory.explain(error, recipe, world, pulse.standing)
         return watchdog.leave(want, want.exit_code) if want else watchdog.fail(error)
     watchdog.done()
     distributed.stop()
     return code
+
+
+def _no_space(error: OSError, recipe: RunRecipe) -> UserError:
+    return UserError(
+        f"no space left ({error.strerror})",
+        where=str(error.filename or recipe.run_dir),
+        mend="make room and run the same command again",
+    )

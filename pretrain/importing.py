@@ -24,7 +24,7 @@ from pretrain.export.kind import probe
 from pretrain.export.weights import GENERATION_FILE, named_tensors
 from pretrain.files import digest
 from pretrain.model import convert
-from pretrain.model.configuration import MemBartConfig
+from pretrain.model.configuration import MemBartConfig, make_config
 from pretrain.model.modeling import MemBartForConditionalGeneration
 from pretrain.model.origins import WeightMap, trace
 from pretrain.modelcard import MEMORY_USAGE
@@ -170,18 +170,10 @@ def _config(found: convert.Checkpoint, fields: dict[str, Any]) -> MemBartConfig:
         raise UserError(f"no field {', '.join(unknown)}", mend="fields are those of MemBartConfig")
     own = {key: value for key, value in found.config.items() if key not in _NOT_OURS and key != "model_type"}
     wanted = {**own, **fields}
-    for field, value in wanted.items():
-        if isinstance(known.get(field), int | float) and isinstance(value, str | dict):
-            raise UserError(f"{field} is {value!r}, not a number", where=found.name, mend="correct the field")
     try:
-        config = MemBartConfig(**wanted)
-    except UserError:
-        raise
-    except Exception as error:  # transformers checks types and values in ways of its own
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"config.json: {reason}", where=found.name, mend="correct the field, or give FIELD=VALUE"
-        ) from None
+        config = make_config(wanted)
+    except UserError as error:
+        raise UserError(error.what, where=found.name, mend=f"{error.mend}, or give FIELD=VALUE") from None
     for field in _SIZES:
         if not getattr(config, field) > 0:
             raise UserError(f"{field} is {getattr(config, field)}", where=found.name, mend="1 or more")

@@ -22,9 +22,11 @@ RECIPE_FILE = "recipe.yaml"
 
 
 class Section(BaseModel):
-    """Base of every recipe section: immutable, unknown keys refused."""
+    """Base of every recipe section: immutable, unknown keys refused; a name may look like a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
 
 
 class ModelSection(Section):
@@ -306,6 +308,32 @@ def load(
     return parse(content, name_or_path, wanted)
 
 
+_WANTED = {
+    "tuple_type": ("a list is wanted", "[A,B]"),
+    "model_type": ("a section, not a value", "VALUE"),
+    "dict_type": ("a section, not a value", "VALUE"),
+}
+"""What pydantic says in the words of Python, by type of error: the problem, and what belongs behind `=`."""
+
+
+def locate(name: str) -> tuple[str, list[str]]:
+    """What `load` takes where `name` may also be a run folder: then its recipe, and where the folder is now.
+
+    Raises:
+        UserError: a checkpoint or a model folder, which holds a recipe too, but is no run to go on with.
+    """
+    folder = Path(name).resolve()
+    if not (folder / RECIPE_FILE).is_file():
+        return name, []
+    if (folder / "config.json").is_file():
+        raise UserError(
+            "this is a checkpoint or an exported model, not a run",
+            where=name,
+            mend=f"name the run folder to go on with it, or {name}/{RECIPE_FILE} to train anew by its recipe",
+        )
+    return str(folder / RECIPE_FILE), [f"root={folder.parent}", f"name={folder.name}"]
+
+
 @overload
 def parse(content: dict[str, Any], origin: str) -> Recipe: ...
 @overload
@@ -323,11 +351,15 @@ def parse(content: dict[str, Any], origin: str, schema: type[RunRecipe] | None =
             raise UserError(
                 f"unknown recipe key '{key}'{more}", where=origin, mend=_suggest(first["loc"], wanted)
             ) from None
-        problem = first["msg"].removeprefix("Value error, ")
+        problem, value = _WANTED.get(first["type"], (first["msg"].removeprefix("Value error, "), "VALUE"))
+        if first["type"] in ("value_error", "model_type", "dict_type"):  # of several keys of a section
+            change = f"{key}.KEY".lstrip(".")
+        else:
+            change = key
         raise UserError(
-            f"recipe key '{key}': {problem}{more}",
+            f"recipe key '{key}': {problem}{more}" if key else f"{problem}{more}",
             where=origin,
-            mend=f"set it with {key}=VALUE or in the file",
+            mend=f"set it with {change}={value} or in the file",
         ) from None
 
 
@@ -338,7 +370,7 @@ def read(name_or_path: str, package: str = "pretrain") -> dict[str, Any]:
         UserError: no such recipe, or not a YAML mapping.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(
                 "no such recipe file", where=str(path), mend=f"shipped recipes: {', '.join(shipped(package))}"
@@ -351,6 +383,12 @@ def read(name_or_path: str, package: str = "pretrain") -> dict[str, Any]:
             ) from None
     elif name_or_path in shipped(package):
         text = (resources.files(package) / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif path.is_dir():
+        raise UserError(
+            f"this folder is no run: it has no {RECIPE_FILE}",
+            where=name_or_path,
+            mend=f"name a run folder, a YAML file or one of: {', '.join(shipped(package))}",
+        )
     else:
         near = difflib.get_close_matches(name_or_path, shipped(package), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -361,7 +399,8 @@ def read(name_or_path: str, package: str = "pretrain") -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=name_or_path, mend="mend the file") from None
+        problem = str(error).replace('in "<unicode string>", ', "")
+        raise UserError(f"not valid YAML: {problem}", where=name_or_path, mend="mend the file") from None
     if not isinstance(content, dict):
         raise UserError(
             "a recipe is a mapping of keys to values", where=name_or_path, mend="see `--print-recipe`"

@@ -15,6 +15,7 @@ from pretrain.corpus.stats import SetStats, plot_lengths, set_stats
 from pretrain.corpus.texts import source_texts
 from pretrain.corpus.tokenizer import train_tokenizer
 from pretrain.corpus.verify import verify as verify_shards
+from pretrain.corpus.workshop import disk_errors
 from pretrain.errors import EXIT_REQUEUE, ShardError, UserError
 from tools import source_groups as group
 from tools.peek import segment_views
@@ -92,7 +93,8 @@ def tokenizer(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("exists and is not empty", where=str(out), mend="choose another --out")
     made = train_tokenizer(source_texts(group.sources_of(ctx), max_characters=characters), vocab_size)
-    made.save(out)
+    with disk_errors(out):
+        made.save(out)
     typer.echo(f"{out}: {made.vocab_size:,} tokens, hash {made.fingerprint[:16]}")
 
 

@@ -244,7 +244,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     mend = "name a folder made by `membart shards build`"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError("no shard set here (no manifest.json)", where=str(folder), mend=mend) from None
     except (OSError, ValueError) as error:
         raise UserError(f"the manifest cannot be read ({error})", where=str(file), mend=REBUILD) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from transformers import AutoConfig, BartConfig
@@ -71,6 +72,24 @@ class MemBartConfig(BartConfig):
     def decoder_slots(self) -> int:
         """Rows of the encoder's output that are memory: the Memformers' decoder sees token states only."""
         return 0 if self.is_memformer else self.memory_len
+
+
+def make_config(fields: Mapping[str, Any]) -> MemBartConfig:
+    """The configuration with these fields, which a person wrote.
+
+    Raises:
+        UserError: a value of a wrong type, or one that the model cannot honour.
+    """
+    plain = MemBartConfig()
+    for name, value in fields.items():
+        if isinstance(getattr(plain, name, None), int | float) and isinstance(value, str | dict | list):
+            raise UserError(f"{name} is {value!r}, not a number", mend="correct the field")
+    try:
+        return MemBartConfig(**fields)
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks types and values in ways of its own
+        raise UserError(" ".join(str(error).split()), mend="correct the field") from None
 
 
 AutoConfig.register("membart", MemBartConfig)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,11 +66,33 @@ def twin(name: str) -> str | None:
     return name.replace(".mem_", ".") if ".mem_" in name else None
 
 
+def check_place(name: str) -> None:
+    """Refuse what cannot hold a model; what may be a name on the hub is left to it.
+
+    Raises:
+        CheckpointError: no such folder, one of a run or a checkpoint, or one without a configuration.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+            raise CheckpointError("no such folder", where=name, mend="name a model folder, or one of the hub")
+    elif (folder / "checkpoints").is_dir() or (folder / "COMMIT.json").is_file():
+        raise CheckpointError(
+            "this is a run or a checkpoint, not a model folder",
+            where=name,
+            mend=f"`membart export {name} OUT`, then name OUT",
+        )
+    elif not (folder / "config.json").is_file():
+        raise CheckpointError("no usable config.json", where=name, mend="a model folder has one")
+
+
 def read_checkpoint(name: str, **where: Any) -> Checkpoint:
     """Config and weights of a local folder or a hub name; `where` are the hub options of `from_pretrained`.
 
     `.bin` files are read without running their pickle code. Raises `CheckpointError` when nothing is usable.
     """
+    if "subfolder" not in where:
+        check_place(name)
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, **where)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -296,8 +296,11 @@ def test_mistakes_of_the_caller_are_refused(bart: Path, tmp_path: Path) -> None:
     train_tokenizer(TEXT, 290).save(tmp_path / "other")
     with pytest.raises(UserError, match="the tokenizer has 290 entries, the model 280"):
         import_model(str(bart), out, tokenizer=tmp_path / "other")
-    with pytest.raises(CheckpointError, match="no model found"):
+    with pytest.raises(CheckpointError, match="no such folder"):
         import_model(str(tmp_path / "nowhere"), out)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="a run or a checkpoint, not a model folder -- `membart export"):
+        import_model(str(tmp_path), out)
     assert not out.exists()
     out.mkdir()
     with pytest.raises(UserError, match="the output exists already"):

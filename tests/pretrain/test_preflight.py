@@ -48,7 +48,14 @@ def failing(shards: Path, root: Path, capsys: pytest.CaptureFixture[str], **chan
         ({"data__window": 16, "data__overlap": 15}, "window of 16 tokens with 15 shared is impossible"),
         ({"model__config": {**tiny.MODEL, "vocab_size": 50265}}, "the shard set's tokenizer has"),
         ({"model__config": {**tiny.MODEL, "wings": 2}}, "model.config has no field wings"),
+        ({"model__config": {**tiny.MODEL, "d_modle": 16}}, "did you mean 'd_model'?"),
+        (
+            {"model__config": {**tiny.MODEL, "d_model": "wide"}},
+            "model.config: d_model is 'wide', not a number",
+        ),
         ({"model__config": {**tiny.MODEL, "variant": "lstm"}}, "variant is 'lstm'"),
+        ({"model__init": "./nowhere"}, "./nowhere: no such folder"),
+        ({"data__shards": [__file__]}, "no shard set here"),
         ({"model__frozen": ["embed_position"]}, "model.frozen: no module 'embed_position'"),
         ({"replay__agent_chunks": 3}, "replay.agent_chunks=3 does not divide a rank's 8 agents"),
         ({"model__config": {**tiny.MODEL, "encoder_ffn_dim": 10**12}}, "3 checkpoints need"),
@@ -59,6 +66,24 @@ def test_mistakes_in_a_recipe(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], expected: str
 ) -> None:
     assert expected in failing(shards, tmp_path / "runs", capsys, **changes)
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("checkpoints/", "this is a run or a checkpoint, not a model folder -- `membart export"),
+        ("COMMIT.json", "this is a run or a checkpoint, not a model folder -- `membart export"),
+        ("README.md", "no usable config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_no_start(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str, expected: str
+) -> None:
+    place = tmp_path / "place" / inside
+    place.mkdir(parents=True) if inside.endswith("/") else place.parent.mkdir()
+    if not place.exists():
+        place.touch()
+    assert expected in failing(shards, tmp_path / "runs", capsys, model__init=str(tmp_path / "place"))
 
 
 def test_a_world_that_does_not_divide_the_lanes(

@@ -59,6 +59,8 @@ def test_overrides_reach_nested_keys_and_keep_their_types() -> None:
         (["steps"], "'steps' is not key=value"),
         (["name.x=1"], "'name' is a value, not a section"),
         (["noise.mask_ratio=1.5"], "recipe key 'noise.mask_ratio'"),
+        (["data.shards=a"], "'data.shards': a list is wanted -- set it with data.shards=[A,B]"),
+        (["train=3"], "'train': a section, not a value -- set it with train.KEY=VALUE"),
     ],
 )
 def test_mistakes_are_named_with_their_cure(overrides: list[str], message: str) -> None:
@@ -77,6 +79,32 @@ def test_an_unknown_recipe_suggests_the_nearest(tmp_path: Path) -> None:
     broken.write_text("name: [")
     with pytest.raises(UserError, match="not valid YAML"):
         recipe.load(str(broken))
+
+
+def test_a_folder_is_a_run_or_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"this folder is no run: it has no recipe\.yaml"):
+        recipe.load(str(run))
+    (run / "recipe.yaml").write_text(recipe.load("tiny").to_yaml())
+    found, place = recipe.locate(str(run))
+    assert recipe.load(found, place).run_dir == run
+    assert recipe.locate("tiny") == ("tiny", [])
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="a checkpoint or an exported model, not a run"):
+        recipe.locate(str(run))
+
+
+def test_a_folder_called_like_a_shipped_recipe_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recipe.load("tiny").name == "tiny"
+
+
+def test_a_name_may_be_a_number() -> None:
+    assert recipe.load("tiny", ["name=2024"]).name == "2024"
 
 
 def test_hash_changes_with_what_a_run_computes_and_with_nothing_else() -> None:

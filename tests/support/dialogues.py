@@ -75,7 +75,7 @@ def recipe(family: str, source: str, root: Path, **changes: Any) -> dict[str, An
         },
         "replay": {"horizon": 2},
         "optimizer": {"lr": 1e-2, "warmup_steps": 2, "gradient_clipping": 1.0},
-        "train": {"steps": 6, "deepspeed": "zero2", "collective_timeout": 60},
+        "train": {"steps": 6, "deepspeed": "zero2", "collective_timeout": 600},
         "validation": {"every": 3, "max_timesteps": 4},
         "checkpoint": {"every": 3},
         "generation": {"beams": 2, "max_new_tokens": 8},

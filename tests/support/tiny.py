@@ -121,7 +121,7 @@ def recipe(shards: Path, root: Path, **changes: Any) -> dict[str, Any]:
         "data": {"shards": [str(shards)], "lanes": 4, "agents_per_lane": 2, "workers": 0},
         "replay": {"horizon": 3},
         "optimizer": {"lr": 1e-2, "warmup_steps": 2, "gradient_clipping": 1.0},
-        "train": {"steps": 8, "deepspeed": "zero2", "collective_timeout": 60},
+        "train": {"steps": 8, "deepspeed": "zero2", "collective_timeout": 600},
         "validation": {"every": 4, "max_timesteps": 4},
         "checkpoint": {"every": 4},
     }

@@ -209,7 +209,7 @@ def test_untied_copies_are_refused(tmp_path: Path, build: Build) -> None:
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, bart: tuple[Path, dict[str, Tensor]]) -> None:
-    with pytest.raises(CheckpointError, match="no model found"):
+    with pytest.raises(CheckpointError, match="no such folder"):
         load(tmp_path / "nowhere")
     folder, _ = bart
     (folder / "model.safetensors").write_bytes(b"not weights")
