@@ -98,7 +98,7 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
                 elif asked or run.due(recipe.checkpoint.every) or (improved and recipe.validation.keep_best):
                     control.clear(asked)
                     run.save(tracker.run_id)
-                for save in run.saver.poll():
+                for save in run.saver.poll()[-1:]:  # a figure has one value an update
                     log("checkpoint", save.metrics())
                 pulse.settle()
             if last is None and not run.finished:
