@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from tqdm import tqdm
@@ -156,6 +156,10 @@ def annotate(
     base: Annotated[Path | None, typer.Option(help="The knowledge base, if it was moved.")] = None,
     retriever: Annotated[Path | None, typer.Option(help="The retriever, if it was moved.")] = None,
     context_turns: Annotated[int, typer.Option(min=0, help="Turns read before an utterance.")] = 2,
+    unit: Annotated[
+        Literal["word", "piece"],
+        typer.Option(help="What gets an item; piece: a token of the retriever, as in the released files."),
+    ] = "word",
     stop_words: Annotated[Path | None, typer.Option(help="A file with a word a line; else our list.")] = None,
     mask_stop_words: Annotated[bool, typer.Option(help="Whether stop words get nothing.")] = True,
     match_titles: Annotated[bool, typer.Option(help="Whether titles are found without search.")] = True,
@@ -194,6 +198,7 @@ def annotate(
         opened = KnowledgeIndex.open(index, base, retriever)
         options = RetrievalOptions(
             context_turns=context_turns,
+            unit=unit,
             stop_words=mask_stop_words,
             titles=match_titles,
             max_title_words=max_title_words,

@@ -6,21 +6,27 @@ it was; `dior-steps` and `dior-references` look at trained models.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from pretrain.errors import EXIT_OK, UserError
-
-if TYPE_CHECKING:
-    from finetune.evaluate import Evaluation
+from pretrain.errors import UserError
+from tools.study_runs import (
+    Changes,
+    Data,
+    Dialogues,
+    Out,
+    Split,
+    Start,
+    Variant,
+    as_json,
+    figures,
+    sweep,
+    write,
+)
 
 FAMILY = "dior_cvae"
 ABLATIONS: Mapping[str, tuple[str, ...]] = {
@@ -37,16 +43,6 @@ DROPOUT_METRICS = ("similarity", "similarity_mean", "self_bleu", "distinct_2")
 ENOUGH = 5
 """Replies of each context in the human evaluation and in Table 9; references in Figure 3."""
 
-Start = Annotated[str, typer.Option("--from", help="Backbone, as of membart finetune.")]
-Data = Annotated[list[str], typer.Option(help="Dialogues as NAME:PATH; may be given more than once.")]
-Out = Annotated[Path, typer.Option(help="Folder for runs and results.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to every variant's recipe, e.g. train.steps=500."),
-]
-Split = Annotated[str, typer.Option(help="train, valid or test.")]
-Dialogues = Annotated[int | None, typer.Option(min=1, help="Evaluate only so many of each source.")]
-
 
 def dior_ablation(
     start: Start,
@@ -59,12 +55,12 @@ def dior_ablation(
     """Table 3: train every variant of Dior-CVAE on the same data and score its replies."""
     from finetune.metrics import papers, table
 
-    found = sweep(ABLATIONS, start, data, changes or [], out, split, dialogues, ABLATION_METRICS)
+    found = sweep(_runs(ABLATIONS, start), data, changes or [], out, split, dialogues, ABLATION_METRICS)
     printed = papers.tables(FAMILY, part="validation")[0]
     for name, one in found.items():
-        ours = {**one.metrics.values, **_figures(one, "perplexity", "perplexity_prior", "elbo_token")}
+        ours = {**one.metrics.values, **figures(one, "perplexity", "perplexity_prior", "elbo_token")}
         typer.echo(f"\n{name}\n{table({'ours': ours, 'paper': printed.figures(name)})}")
-    _write(out / "ablation.json", {name: _content(one) for name, one in found.items()})
+    write(out / "ablation.json", {name: as_json(one) for name, one in found.items()})
 
 
 def dior_dropout(
@@ -82,7 +78,7 @@ def dior_dropout(
 
     variants = {f"memory dropout {rate}": (f"model.cross_memory_dropout={rate}",) for rate in _rates(rates)}
     five = [*(changes or []), f"generation.replies={ENOUGH}"]
-    found = sweep(variants, start, data, five, out, split, dialogues, DROPOUT_METRICS)
+    found = sweep(_runs(variants, start), data, five, out, split, dialogues, DROPOUT_METRICS)
     (printed,) = (one for one in papers.tables(FAMILY) if one.number == "Table 9")
     columns, content = {}, {}
     for row, one in found.items():
@@ -91,16 +87,16 @@ def dior_dropout(
         own = {
             **one.metrics.values,
             "equal_pairs": equal_pairs(groups),
-            **_figures(one, "nll_swapped_excess", "perplexity_prior", "active_units"),
+            **figures(one, "nll_swapped_excess", "perplexity_prior", "active_units"),
         }
         columns[rate] = own
         if row in printed.rows:
             columns[f"{rate}, paper"] = printed.figures(row)
-        content[rate] = {**_content(one), "equal_pairs": own["equal_pairs"]}
+        content[rate] = {**as_json(one), "equal_pairs": own["equal_pairs"]}
     typer.echo(table(columns))
     for metric, reason in next(iter(found.values())).metrics.unavailable.items():
         typer.echo(f"{metric}: {reason}")
-    _write(out / "dropout.json", content)
+    write(out / "dropout.json", content)
     draw_dropout(columns, out / "dropout.png")
 
 
@@ -153,49 +149,12 @@ def dior_references(
     rows += [("cosine of the references", *(f"{value:.3f}" for value in alike))] if alike else []
     for name, *cells in rows:
         typer.echo(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
-    _write(out / "references.json", {"perplexity": curves, "similarity": alike, "contexts": len(texts[0])})
+    write(out / "references.json", {"perplexity": curves, "similarity": alike, "contexts": len(texts[0])})
     draw_references(curves, alike, out / "references.png")
 
 
-def sweep(
-    variants: Mapping[str, Sequence[str]],
-    start: str,
-    data: Sequence[str],
-    changes: Sequence[str],
-    out: Path,
-    split: str,
-    dialogues: int | None,
-    metrics: Sequence[str],
-) -> dict[str, Evaluation]:
-    """Train each variant, unless its run is finished, and evaluate it.
-
-    Raises:
-        UserError: a run did not end well; what it said stands above.
-    """
-    from finetune.evaluate import evaluate
-    from finetune.fitted import load
-    from finetune.metrics import check_names
-
-    check_names(metrics)
-    found = {}
-    for name, switches in variants.items():
-        run = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
-        sources = [word for source in data for word in ("--data", source)]
-        words = [FAMILY, "--from", start, *sources, *changes, *switches, f"root={out}", f"name={run}"]
-        typer.echo(f"{name}: {out / run}", err=True)
-        ended = subprocess.run([sys.executable, "-m", "finetune", *words], check=False)
-        if ended.returncode != EXIT_OK:
-            raise UserError(
-                f"training ended with exit code {ended.returncode}",
-                where=str(out / run),
-                mend="see above; the same command goes on",
-            )
-        # Settings of the generation may differ from those that a finished run was trained with.
-        generation = [change for change in changes if change.startswith("generation.")]
-        found[name] = evaluate(
-            load(out / run, generation), split, max_dialogues=dialogues, metrics=metrics, generate=True
-        )
-    return found
+def _runs(variants: Mapping[str, Sequence[str]], start: str) -> dict[str, Variant]:
+    return {name: Variant(FAMILY, start, tuple(switches)) for name, switches in variants.items()}
 
 
 def similarities(texts: Sequence[Sequence[tuple[str, ...]]]) -> list[float]:
@@ -281,29 +240,6 @@ def _rates(text: str) -> list[float]:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
         raise UserError(f"'{text}' is not a list of numbers", mend="for example 0.1,0.4") from None
-
-
-def _figures(one: Evaluation, *names: str) -> dict[str, float]:
-    return {name: one.figures[name] for name in names if name in one.figures}
-
-
-def _content(one: Evaluation) -> dict[str, Any]:
-    return {
-        "facts": one.facts,
-        "figures": one.figures,
-        "metrics": asdict(one.metrics),
-        "replies": [
-            {"context": sample.context[-2:], "replies": sample.replies} for sample in one.predictions[:10]
-        ],
-    }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-    typer.echo(str(path))
 
 
 COMMANDS = (dior_ablation, dior_dropout, dior_steps, dior_references)
