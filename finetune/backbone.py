@@ -201,9 +201,9 @@ def find(place: str, tokenizer: str | None = None) -> Backbone:
             raise UserError(
                 "a model from scratch needs a tokenizer", where="backbone", mend="tokenizer=FOLDER"
             )
-        return Backbone(SCRATCH, None, _tokenizer(tokenizer))
+        return Backbone(SCRATCH, None, tokenizer_of(tokenizer))
     if place.startswith(HUB):
-        return Backbone(place, None, _tokenizer(tokenizer or place.removeprefix(HUB)))
+        return Backbone(place, None, tokenizer_of(tokenizer or place.removeprefix(HUB)))
     folder = Path(place)
     if not folder.is_dir():
         raise UserError(
@@ -212,15 +212,22 @@ def find(place: str, tokenizer: str | None = None) -> Backbone:
             mend="a run, a checkpoint, an exported folder, hf:NAME or scratch",
         )
     if (folder / "config.json").is_file() and not (folder / "state.json").is_file():
-        return Backbone(place, None, _tokenizer(tokenizer or place))
+        return Backbone(place, None, tokenizer_of(tokenizer or place))
     saved = checkpoint.resolve_whole(folder)
     own = saved.path.parent.parent / TOKENIZER_FOLDER
-    return Backbone(place, saved, _tokenizer(tokenizer or str(own)))
+    return Backbone(place, saved, tokenizer_of(tokenizer or str(own)))
 
 
-def _tokenizer(folder: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a model of the hub.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if Path(folder).is_file() or (folder.startswith(("/", ".", "~")) and not Path(folder).is_dir()):
+        raise UserError("no such tokenizer folder", where=folder, mend="tokenizer=FOLDER")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file the library below raises nothing more special
         reason = str(error).splitlines()[0]
         raise UserError(f"no tokenizer ({reason})", where=folder, mend="tokenizer=FOLDER") from None

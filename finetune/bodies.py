@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from finetune.backbone import Backbone
-from finetune.configuration import check_known
+from finetune.configuration import BAD_CONFIG, bad_config, check_known
 from finetune.text import DialogueText
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig, MemBartForConditionalGeneration
@@ -30,8 +30,8 @@ def membart(backbone: Backbone, changes: Mapping[str, Any], **fresh: Any) -> Mem
     if backbone.is_scratch:
         try:
             return MemBartForConditionalGeneration.from_scratch(MemBartConfig(**{**fresh, **changes}))
-        except (TypeError, ValueError) as error:
-            raise _bad_config(error) from None
+        except BAD_CONFIG as error:
+            raise bad_config(error) from None
     if not backbone.is_membart:
         raise UserError(
             f"a {backbone.config.model_type} cannot become a MemBART",
@@ -69,8 +69,8 @@ def membart_or_gpt2(
             return cast(GPT2LMHeadModel, backbone.hub_model(GPT2LMHeadModel, **fields))
         try:
             return GPT2LMHeadModel(GPT2Config(**{**special, **fields}))
-        except (TypeError, ValueError) as error:
-            raise _bad_config(error) from None
+        except BAD_CONFIG as error:
+            raise bad_config(error) from None
     if kind != "membart" and not backbone.is_membart:
         raise UserError(
             f"a {kind} is neither GPT-2 nor BART nor MemBART", where=backbone.place, mend="give one of them"
@@ -99,7 +99,3 @@ def rest_memory(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_memory(name):
             parameter.requires_grad_(False)
-
-
-def _bad_config(error: Exception) -> UserError:
-    return UserError(f"model.config: {str(error).splitlines()[0]}")

@@ -1,18 +1,60 @@
-"""What the configurations of families' models have in common."""
+"""What settings of families and configurations of their models have in common: how they are checked."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import ValidationError
 from transformers import GPT2Config, PreTrainedConfig
 
 from pretrain.errors import UserError
 from pretrain.model import MemBartConfig
+from pretrain.recipe import Section
+
+Settings = TypeVar("Settings", bound=Section)
+BAD_CONFIG = (TypeError, ValueError, AssertionError, StrictDataclassError)
+"""What transformers raises for fields that cannot be, when a configuration or a model is made of them."""
 
 _OF_THE_CLASS = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
 """Entries that name the class and the place a configuration is of."""
+
+
+def settings_of(schema: type[Settings], content: Mapping[str, Any], key: str, where: str) -> Settings:
+    """`content` as a section of a family.
+
+    Args:
+        key: of the section in the recipe.
+
+    Raises:
+        UserError: the first key of `where` that is unknown, with the nearest, or whose value does not fit.
+    """
+    try:
+        return schema.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([key, *map(str, first["loc"])])
+        if first["type"] == "extra_forbidden":
+            known: Any = schema
+            for part in first["loc"][:-1]:
+                known = known.model_fields[part].annotation
+            near = difflib.get_close_matches(str(first["loc"][-1]), list(known.model_fields), n=1)
+            mend = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known.model_fields)}"
+            raise UserError(f"unknown recipe key '{name}'", where=where, mend=mend) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"recipe key '{name}': {problem}", where=where, mend=f"set it with {name}=VALUE or in the file"
+        ) from None
+
+
+def bad_config(error: Exception) -> UserError:
+    """One of `BAD_CONFIG` as a user should read it."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, StrictDataclassError):  # which says in the second line what is wrong
+        lines = [lines[-1].strip().partition(": ")[2].partition(" Errors: ")[0]]
+    return UserError(f"model.config: {lines[0]}", mend="correct the field")
 
 
 def check_choices(config: Any, choices: Mapping[str, Any], where: str) -> None:

@@ -197,7 +197,7 @@ def evaluate(
             progress(total.replies, found.turns)
     figures = total.figures(carried) | recall.figures(carried)
     figures |= dict(family.summary({name: torch.cat(values) for name, values in gathered.items()}))
-    report = measure(predictions, names, resources or Resources())
+    report = measure(predictions, names, resources or Resources()) if generate else Report({})
     facts = {
         "family": recipe.family,
         "model": str(fitted.place),

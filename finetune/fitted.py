@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune import backbone
 from finetune.family import Family
@@ -16,7 +17,7 @@ from finetune.job import empty_model, make_family
 from finetune.recipe import FineTuneRecipe
 from pretrain import checkpoint, recipe
 from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
-from pretrain.errors import UserError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.export import restore_weights
 from pretrain.recipe import RECIPE_FILE
 
@@ -47,20 +48,40 @@ def load(source: Path, overrides: list[str] | tuple[str, ...] = ()) -> Fitted:
     Raises:
         UserError, CheckpointError: nothing fine-tuned there, or it is damaged.
     """
+    if not source.is_dir():
+        what = "a file, not a folder" if source.exists() else "no such folder"
+        raise UserError(
+            what, where=str(source), mend="a fine-tune's run, one of its checkpoints, or its export"
+        )
     if (source / "config.json").is_file() and not (source / "state.json").is_file():
         wanted = _recipe(source / RECIPE_FILE, overrides, source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = backbone.tokenizer_of(str(source))
         family = make_family(wanted, tokenizer)
-        model: Any = family.model_class.from_pretrained(source, dtype=torch.float32)
-        return Fitted(wanted, family, model.eval(), tokenizer, source, None)
+        return Fitted(wanted, family, _exported(family, source), tokenizer, source, None)
     saved = checkpoint.resolve_whole(source)
     wanted = _recipe(saved.path / RECIPE_FILE, overrides, source)
     folder = saved.path.parent.parent / TOKENIZER_FOLDER
-    tokenizer = backbone.find(backbone.SCRATCH, str(folder)).tokenizer
+    tokenizer = backbone.tokenizer_of(str(folder))
     family = make_family(wanted, tokenizer)
     model = empty_model(family, saved)
     restore_weights(model, saved)
     return Fitted(wanted, family, model.eval(), tokenizer, saved.path, saved.state.get("tracking_run"))
+
+
+def _exported(family: Family, folder: Path) -> Any:
+    """The model of an exported folder.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        model: Any = family.model_class.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"cannot be loaded ({reason})", where=str(folder), mend="export the run again"
+        ) from None
+    return model.eval()
 
 
 def _recipe(file: Path, overrides: list[str] | tuple[str, ...], source: Path) -> FineTuneRecipe:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune import backbone, stream, validate
 from finetune.backbone import Backbone
 from finetune.batch import Example, TurnBatch, collate
+from finetune.configuration import settings_of
 from finetune.dialogue.dialogue import Dialogue
 from finetune.dialogue.load import load
 from finetune.families import family_class
@@ -40,11 +40,16 @@ class Data:
     dialogues: tuple[Dialogue, ...]
     units: tuple[Unit, ...]
     rejected: int
+    """Malformed records that were left out; `membart data inspect` names them."""
 
     @property
     def turns(self) -> int:
         """Replies of one pass."""
         return sum(len(unit.turns) for unit in self.units)
+
+    def __str__(self) -> str:
+        left_out = f", {self.rejected:,} malformed records left out" if self.rejected else ""
+        return f"{len(self.dialogues):,} dialogues, {self.turns:,} replies{left_out}"
 
 
 class FineTuning:
@@ -194,11 +199,8 @@ class FineTuning:
             ("parameters", f"{sum(n for n, _ in counts):,} ({sum(n for n, t in counts if t):,} train)"),
             ("memory", f"{data.memory}, {self.memory_shape[0]} slots"),
             ("agents", f"{recipe.agents} = {data.lanes} lanes x {data.agents_per_lane}"),
-            ("train", f"{len(self.train.dialogues):,} dialogues, {self.train.turns:,} replies"),
-            (
-                "validation",
-                f"{len(self.validation.dialogues):,} dialogues, {self.validation.turns:,} replies",
-            ),
+            ("train", str(self.train)),
+            ("validation", str(self.validation)),
             ("steps", f"{recipe.train.steps:,} of {recipe.replay.horizon} timesteps"),
         ]
         table = "\n".join(f"{label:>12}  {value}" for label, value in rows)
@@ -217,17 +219,7 @@ def make_family(recipe: FineTuneRecipe, tokenizer: PreTrainedTokenizerBase) -> F
         UserError: no such family, or settings it does not have.
     """
     found = family_class(recipe.family)
-    try:
-        settings = found.Settings.model_validate(recipe.model)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(["model", *map(str, first["loc"])])
-        known = ", ".join(found.Settings.model_fields)
-        raise UserError(
-            f"recipe key '{key}': {first['msg'].removeprefix('Value error, ')}",
-            where=f"family {recipe.family}",
-            mend=f"its settings: {known}",
-        ) from None
+    settings = settings_of(found.Settings, recipe.model, "model", f"family {recipe.family}")
     family: Family = found(settings, recipe.data, tokenizer, recipe.train.steps)
     return family
 
@@ -252,12 +244,24 @@ def read(recipe: FineTuneRecipe, family: Family, split: str) -> Data:
         rejected += len(found.rejected)
     made = stream.units(dialogues, family, data)
     if not made:
-        raise UserError(
-            f"no reply to learn in the {split} split",
-            where=", ".join(data.sources),
-            mend="check data.targets",
-        )
+        raise _nothing_to_learn(recipe, dialogues, split)
     return Data(tuple(dialogues), tuple(made), rejected)
+
+
+def _nothing_to_learn(recipe: FineTuneRecipe, dialogues: Sequence[Dialogue], split: str) -> UserError:
+    where, targets = ", ".join(recipe.data.sources), recipe.data.targets
+    roles = sorted({role for dialogue in dialogues for role in dialogue.roles})
+    if targets not in (*stream.ORDERS, *roles):
+        return UserError(
+            f"nobody is called '{targets}' in the {split} split",
+            where=where,
+            mend=f"data.targets: one of {', '.join((*stream.ORDERS, *roles))}",
+        )
+    return UserError(
+        f"no reply to learn in the {split} split",
+        where=where,
+        mend=f"check data.targets, and what the family {recipe.family} asks of a reply",
+    )
 
 
 def empty_model(family: Family, saved: Checkpoint) -> Any:
@@ -273,7 +277,7 @@ def _start(
     if resume is None:
         found = backbone.find(recipe.backbone, recipe.tokenizer)
         return found.tokenizer, found
-    kept = backbone.find(backbone.SCRATCH, str(recipe.run_dir / TOKENIZER_FOLDER)).tokenizer
+    kept = backbone.tokenizer_of(str(recipe.run_dir / TOKENIZER_FOLDER))
     try:
         return kept, backbone.find(recipe.backbone, recipe.tokenizer)
     except UserError:

@@ -28,6 +28,9 @@ from pretrain.errors import CheckpointError
 TURN = Window(size=3, overlap=0)
 """A window of one unit: the plan then counts turns where it would count windows of tokens."""
 
+ORDERS = ("last", "first", "both")
+"""Values of `data.targets` that are no names of roles."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -54,7 +57,7 @@ def speakers(dialogue: Dialogue, data: DialogueSection) -> list[int]:
     """The roles whose turns are targets; a dialogue is passed once for each, a text by its only one."""
     if not dialogue.turns:
         return []
-    if data.targets not in ("last", "first", "both"):
+    if data.targets not in ORDERS:
         return [number for number, role in enumerate(dialogue.roles) if role == data.targets]
     opening = dialogue.turns[0].speaker
     others = sorted({turn.speaker for turn in dialogue.turns} - {opening})

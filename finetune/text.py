@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from finetune.dialogue.dialogue import Dialogue
+from pretrain.errors import UserError
 
 Item = TypeVar("Item")
 
@@ -49,6 +50,9 @@ class DialogueText:
     """Tokenizes turns, histories and replies with one tokenizer; remembers recent turns."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises:
+        UserError: the tokenizer has no special tokens.
+        """
         self.tokenizer = tokenizer
         opens, closes = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos: int = _first(opens, tokenizer.cls_token_id, closes)
@@ -146,5 +150,10 @@ def _last(items: list[Item], number: int) -> list[Item]:
 
 def _first(*tokens: int | None) -> int:
     found = next((token for token in tokens if token is not None), None)
-    assert found is not None, "a tokenizer has at least an end token"
+    if found is None:
+        raise UserError(
+            "this tokenizer has no tokens for begin and end",
+            where="tokenizer",
+            mend="a folder with its tokenizer_config.json",
+        )
     return int(found)

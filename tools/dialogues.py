@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from finetune.dialogue.dialogue import Dialogue, Turn
     from finetune.dialogue.load import Dialogues
+    from pretrain.corpus.documents import Reject
 
 app = typer.Typer(no_args_is_help=True, help="Dialogues: inspect, convert, make-synthetic.")
 
@@ -78,6 +79,8 @@ def convert(
     found = load(data, split, max_rejected=max_rejected)
     count = jsonl.write(out, found)
     typer.echo(f"{out}: {count:,} dialogues, {len(found.rejected):,} malformed records left out")
+    for reject in found.rejected[:TOLD]:
+        typer.echo(_refusal(reject))
 
 
 @app.command("make-synthetic")
@@ -141,11 +144,14 @@ def _report(found: Dialogues, counts: dict[str, int | float]) -> Iterator[str]:
     for key, value in (counts | {"rejected": len(found.rejected)}).items():
         if value or key in ("dialogues", "utterances", "rejected"):
             yield f"{value:>14,}  {key.replace('_', ' ')}"
-    for reject in found.rejected[:TOLD]:
-        place = f"{reject.file}:{reject.line}" if reject.line else reject.file
-        yield f"  refused {place}: {reject.reason.replace('_', ' ')} {reject.detail}".rstrip()
+    yield from map(_refusal, found.rejected[:TOLD])
     for note in found.notes[:TOLD]:
         yield f"  {note.file}:{note.line}: {note.what}"
+
+
+def _refusal(reject: Reject) -> str:
+    place = f"{reject.file}:{reject.line}" if reject.line else reject.file
+    return f"  refused {place}: {reject.reason.replace('_', ' ')} {reject.detail}".rstrip()
 
 
 def _sample(dialogue: Dialogue, turns: int) -> Iterator[str]:

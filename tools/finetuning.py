@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from tools import models
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def evaluate(
     from finetune.evaluate import evaluate as score
     from finetune.results import draw, folder_for, publish, table
 
+    if out is not None:
+        models.check_folder(out)
     fitted = load_fitted(model, overrides, device)
     bar = tqdm(unit="reply", disable=not sys.stderr.isatty())
 
@@ -87,6 +89,8 @@ def generate(
     device: models.Device = "",
 ) -> None:
     """Answer dialogues from a file, or talk: a conversation that keeps its memory from turn to turn."""
+    if out is not None:
+        models.check_file(out)
     fitted = load_fitted(model, overrides, device)
     if source is None:
         from finetune.chat import Chat
@@ -108,14 +112,9 @@ def generate(
         for line in lines:
             print(line, flush=True)
         return
-    if out.exists():
-        raise UserError(
-            "the output exists already", where=str(out), mend="choose another file or move it away"
-        )
-    aside = out.with_name(out.name + ".writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-    aside.replace(out)
+    text = "".join(f"{line}\n" for line in lines)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, text)
     print(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +40,32 @@ def find_device(name: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= there:
         raise UserError(f"no device '{name}'", where="--device", mend=f"cuda:0 to cuda:{there - 1}")
     return found
+
+
+def check_file(path: Path) -> None:
+    """That a file can be made there, before there is anything to write.
+
+    Raises:
+        UserError: it exists, or its place is no folder that can be written.
+    """
+    if path.exists():
+        raise UserError(
+            "the output exists already", where=str(path), mend="choose another file or move it away"
+        )
+    check_folder(path.parent)
+
+
+def check_folder(path: Path) -> None:
+    """That files can be made in this folder, or that it can be made itself.
+
+    Raises:
+        UserError: it, or the folder that it would lie in, is a file or cannot be written.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError("a file, not a folder", where=str(there), mend="choose another place for the output")
+    if not os.access(there, os.W_OK):
+        raise UserError("cannot be written", where=str(there), mend="choose another place for the output")
 
 
 def quiet_transformers() -> None:

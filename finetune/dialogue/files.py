@@ -134,7 +134,8 @@ def find_files(place: str) -> list[File]:
             f"cannot be read ({error.strerror or error})", where=str(error.filename or place)
         ) from None
     if not found:
-        raise UserError("no such file or folder", where=place, mend="check the path")
+        what = "nothing is in this folder" if path.is_dir() else "no such file or folder"
+        raise UserError(what, where=place, mend="check the path")
     return [found[key] for key in sorted(found)]
 
 

@@ -10,6 +10,7 @@ folder has `train.jsonl`, `valid.jsonl`, `test.jsonl`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -54,7 +55,8 @@ def write(path: Path, dialogues: Iterable[Dialogue]) -> int:
                 count += 1
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file stands where a folder should
+            aside.unlink(missing_ok=True)
         raise UserError(f"cannot be written ({error.strerror or error})", where=str(path)) from None
     return count
 

@@ -161,6 +161,8 @@ def refused(error: ValidationError) -> BadRecordError:
     if first["type"] == "json_invalid":
         return bad("bad_json", first["msg"].removeprefix("Invalid JSON: "))
     place = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return bad("bad_record", f"unknown key {place}")
     return bad("bad_record", f"{place}: {first['msg']}" if place else first["msg"])
 
 

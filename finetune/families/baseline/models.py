@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from finetune.backbone import Backbone
-from finetune.configuration import check_known
+from finetune.configuration import BAD_CONFIG, bad_config, check_known
 from finetune.weights import WeightMap
 from pretrain.errors import CheckpointError, UserError
 from pretrain.export import load_model, named_tensors
@@ -99,9 +99,8 @@ def fresh(changes: Mapping[str, Any], special: Mapping[str, int]) -> PreTrainedM
     try:
         config = CONFIG_MAPPING[kind](**{**special, **fields})
         model: PreTrainedModel = AnyLanguageModel(config)
-    except (TypeError, ValueError, AssertionError, StrictDataclassError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.config: {reason}", where="family baseline") from None
+    except BAD_CONFIG as error:
+        raise bad_config(error) from None
     return model
 
 
@@ -118,7 +117,9 @@ def loaded(backbone: Backbone, changes: Mapping[str, Any]) -> tuple[PreTrainedMo
             model, info = auto.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **changes
             )
-        except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        except StrictDataclassError as error:
+            raise bad_config(error) from None
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"cannot be loaded ({reason})", where=backbone.place) from None
     missing = set(info["missing_keys"])

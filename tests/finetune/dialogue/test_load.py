@@ -38,7 +38,7 @@ def test_every_name_of_the_command_line_is_there() -> None:
         ("jsonl:", "no path"),
         ("jsonl:nowhere", "no such file or folder"),
         ("jsonl:here#carve=2", "no share between"),
-        ("synthetic:dialogs=3", "dialogs: Extra inputs"),
+        ("synthetic:dialogs=3", "unknown key dialogs"),
         ("synthetic:nowhere", "neither a path nor options"),
     ],
 )
