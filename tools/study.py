@@ -24,11 +24,12 @@ from pretrain.corpus.texts import source_texts
 from pretrain.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
-from tools import study_dior, study_persona
+from tools import study_dior, study_fusion, study_ki, study_persona
 
 app = typer.Typer(no_args_is_help=True)
-for analysis in (*study_dior.COMMANDS, *study_persona.COMMANDS):
-    app.command()(analysis)
+for study_of in (study_dior, study_fusion, study_ki, study_persona):
+    for analysis in study_of.COMMANDS:
+        app.command()(analysis)
 
 VOCABULARY = 384
 DOCUMENTS = 1500
