@@ -93,7 +93,9 @@ def first_update(shards: Path, root: Path, after: int) -> tuple[float, int]:
                     raise UserError(f"no update came:\n{log.read_text(encoding='utf-8')}", where=str(run))
                 time.sleep(0.02)
             seconds = time.perf_counter() - began
-            (run / "control" / "stop").touch()
+            stop = run / "control" / "stop"
+            stop.parent.mkdir(exist_ok=True)
+            stop.touch()
             if process.wait(PATIENCE) != EXIT_REQUEUE:
                 raise UserError(f"exit code {process.returncode}", where=str(run))
         finally:
