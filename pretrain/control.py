@@ -44,6 +44,9 @@ class Control:
         self._folder = attempt.run_dir / FOLDER
         self._looked = -every
         self._signals = StopRequest()
+        if world.is_first:
+            with contextlib.suppress(OSError):  # a run that cannot write says so elsewhere
+                self._folder.mkdir(exist_ok=True)
 
     def agree(self) -> Request:
         """What any rank has heard. Collective: the one reduction that an update pays for being asked."""

@@ -88,7 +88,6 @@ def test_a_run_is_stalled_killed_and_stopped_by_hand_and_goes_on_after_each(
     with training(recipe) as ranks:
         make_progress(ranks, run_dir)
         assert status(run_dir) == "running"
-        (run_dir / "control").mkdir()
         (run_dir / "control" / "save").touch()
         until(lambda: len(checkpoint.committed(run_dir)) == 1)
         assert not (run_dir / "control" / "save").exists()
@@ -147,7 +146,6 @@ def test_of_several_requests_the_one_that_lasts_longest_counts(tmp_path: Path) -
     mine = Attempt(tmp_path, 1)
     first, second = (Control(mine, World(rank, 2, rank, "localhost", 1), every=0) for rank in (0, 1))
     assert first.heard() == Request.NONE
-    (tmp_path / "control").mkdir()
     (tmp_path / "control" / "save").touch()
     assert (first.heard(), second.heard()) == (Request.SAVE, Request.NONE)
     second.clear(Request.SAVE)
@@ -173,6 +171,5 @@ def test_of_several_requests_the_one_that_lasts_longest_counts(tmp_path: Path) -
 def test_the_file_system_is_asked_for_requests_once_a_second_at_most(tmp_path: Path) -> None:
     control = Control(Attempt(tmp_path, 1), World(0, 1, 0, "localhost", 1), every=10**6)
     assert control.heard() == Request.NONE
-    (tmp_path / "control").mkdir()
     (tmp_path / "control" / "stop").touch()
     assert control.heard() == Request.NONE
