@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,9 @@ from pretrain.corpus.texts import source_texts
 from pretrain.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pretrain.dispatch.batch import Batch
 from pretrain.dispatch.dispatcher import Dispatcher
+from pretrain.files import write_atomically
 from tools import study_dior, study_fusion, study_ki, study_persona
+from tools.figures import blank, save
 
 app = typer.Typer(no_args_is_help=True)
 for study_of in (study_dior, study_fusion, study_ki, study_persona):
@@ -135,7 +136,7 @@ def text_recall(
     typer.echo(table(curves, findings))
     write_result(out, settings, shard_set, curves, seconds, findings)
     draw(curves, settings, out / "text-recall.png")
-    typer.echo(f"{out / 'text-recall.png'}, {out / 'text-recall.json'}")
+    typer.echo(str(out / "text-recall.json"))
 
 
 def docs_shards(out: Path, settings: Settings) -> Path:
@@ -283,33 +284,26 @@ def write_result(
         "curves": curves,
     }
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / "text-recall.json.new"
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(aside, out / "text-recall.json")
+    write_atomically(out / "text-recall.json", json.dumps(content, indent=1))
 
 
 def draw(curves: dict[str, list[float]], settings: Settings, path: Path) -> None:
     """Our Figure 3: the variants as lines, the controls dashed."""
-    from matplotlib.figure import Figure
-
     from pretrain.plots import BLUE, GREEN, GREY, VERMILION
 
     colours = {
         "memformer": VERMILION, "memformer_rezero": GREEN, "shared": "#CC79A7", "membart": BLUE,
         "cut": BLUE, "forget": GREY,
     }  # fmt: skip
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = blank("update", "nats per token")
     for name, curve in curves.items():
         steps = [settings.updates * (i + 0.5) / len(curve) for i in range(len(curve))]
         style = "-" if name in STRUCTURES else "--"
         axes.plot(steps, curve, style, color=colours[name], label=TRIALS[name].label, linewidth=1.5)
-    axes.set(xlabel="update", ylabel="nats per token", xlim=(0, settings.updates))
+    axes.set(xlim=(0, settings.updates))
     axes.set_ylim(bottom=0)
     axes.set_title("Text recall", loc="left", fontsize=11, fontweight="bold")
     axes.grid(True, color="#E5E7EB", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["right"]].set_visible(False)
     axes.legend(edgecolor="none", fontsize=9)
-    aside = path.with_name(f"{path.name}.new")
-    figure.savefig(aside, format="png", dpi=150)
-    os.replace(aside, path)
+    save(figure, path)

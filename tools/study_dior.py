@@ -6,7 +6,6 @@ it was; `dior-steps` and `dior-references` look at trained models.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pretrain.errors import UserError
+from tools.figures import blank, save
 from tools.study_runs import (
     Changes,
     Data,
@@ -176,7 +176,7 @@ def draw_dropout(columns: Mapping[str, Mapping[str, float]], path: Path) -> None
     """Similarity, and equal pairs, over the dropout rate."""
     from pretrain.plots import BLUE, GREY, VERMILION
 
-    figure, axes = _axes("memory dropout", "share of equal pairs, %")
+    figure, axes = blank("memory dropout", "share of equal pairs, %", 6.0, 3.8)
     ours = {float(name): column for name, column in columns.items() if "," not in name}
     axes.plot(
         list(ours), [column["equal_pairs"] for column in ours.values()], "o-", color=BLUE, label="equal pairs"
@@ -191,12 +191,12 @@ def draw_dropout(columns: Mapping[str, Mapping[str, float]], path: Path) -> None
         if points:
             others.plot(*zip(*points, strict=True), "s--", color=colour, label=label)
     figure.legend(loc="upper right", frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float], path: Path) -> None:
     """Our Figure 3: perplexities on the left, cosine of the references on the right."""
-    figure, axes = _axes("human references of a context", "perplexity")
+    figure, axes = blank("human references of a context", "perplexity", 6.0, 3.8)
     for name, curve in curves.items():
         axes.plot(range(1, len(curve) + 1), curve, "o-", label=name)
     if alike:
@@ -204,28 +204,7 @@ def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float
         others.plot(range(1, len(alike) + 1), alike, "s--", color="#6B7280", label="cosine of the references")
         others.set_ylabel("cosine")
     figure.legend(loc="upper right", frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new")
-    figure.savefig(aside, format="png", dpi=150)
-    os.replace(aside, path)
-    typer.echo(str(path))
+    save(figure, path)
 
 
 def _open(place: Path, overrides: Sequence[str] | None) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
+from tools.figures import blank, save
+from tools.study_runs import write
 
 
 def posterior_collapse(
@@ -90,7 +92,8 @@ def posterior_collapse(
         )
         where = data or [str(one) for one in text or ()]
         content = {"data": where, **facts, "sizes": asdict(sizes), "results": results}
-        _replace(out / "results.json", json.dumps(content, indent=1) + "\n")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.json", json.dumps(content, indent=1) + "\n")
     draw_curves({name: one["curve"] for name, one in results.items()}, out / "kl.png")
 
 
@@ -150,7 +153,7 @@ def persona_fader(
     for name, why in swept[0].unavailable.items():
         typer.echo(f"{name}: {why}")
     content = {"run": str(run), "split": split, "levels": [asdict(one) for one in swept], "slopes": slopes}
-    _replace(out / "fader.json", json.dumps(content, indent=1) + "\n")
+    write(out / "fader.json", content)
     draw_fader({name: [(one.level, one.values[name]) for one in swept] for name in names}, out / "fader.png")
 
 
@@ -188,7 +191,7 @@ def persona_map(
         "same_category": same,
         "by_chance": chance,
     }
-    _replace(out / "map.json", json.dumps(content, indent=1) + "\n")
+    write(out / "map.json", content)
     draw_map(found.flat(seed), found.categories, out / "map.png")
 
 
@@ -209,7 +212,7 @@ def draw_fader(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path) 
     """Our Figure 6: length on the left, nearness to the profile on the right."""
     from pretrain.plots import BLUE, GREY, VERMILION
 
-    figure, axes = _axes("level of the fader", "words of a reply")
+    figure, axes = blank("level of the fader", "words of a reply")
     axes.plot(*zip(*curves["length"], strict=True), "o-", color=BLUE, label="length")
     others = axes.twinx()
     others.set_ylabel("nearness to the profile")
@@ -217,7 +220,7 @@ def draw_fader(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path) 
         if name in curves:
             others.plot(*zip(*curves[name], strict=True), "s--", color=colour, label=name)
     figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_map(places: Any, categories: Sequence[str], path: Path) -> None:
@@ -226,7 +229,7 @@ def draw_map(places: Any, categories: Sequence[str], path: Path) -> None:
 
     from finetune.studies.persona_cvae import CATEGORIES, OTHER
 
-    figure, axes = _axes("", "")
+    figure, axes = blank("", "")
     names = [OTHER, *CATEGORIES]
     for number, name in enumerate(names):
         rows = [row for row, other in enumerate(categories) if other == name]
@@ -235,45 +238,19 @@ def draw_map(places: Any, categories: Sequence[str], path: Path) -> None:
             axes.scatter(places[rows, 0], places[rows, 1], s=9, color=colour, label=name)
     axes.set(xticks=[], yticks=[])
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set(xlabel=x, ylabel=y)
-    axes.spines[["top"]].set_visible(False)
-    return figure, axes
+    save(figure, path)
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     """Our Figure 7: KL in training, a line for each row."""
     from matplotlib import colormaps
 
-    figure, axes = _axes("update", "KL in nats")
+    figure, axes = blank("update", "KL in nats")
     for number, (name, curve) in enumerate(curves.items()):
         axes.plot(*zip(*curve, strict=True), color=colormaps["tab10"](number), label=name, linewidth=1.4)
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.new")
-    figure.savefig(aside, format="png", dpi=150)
-    os.replace(aside, path)
-    typer.echo(str(path))
-
-
-def _replace(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_text(content, encoding="utf-8")
-    os.replace(aside, path)
+    save(figure, path)
 
 
 COMMANDS = (posterior_collapse, persona_fader, persona_map)
