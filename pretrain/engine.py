@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pretrain import distributed
@@ -109,6 +110,8 @@ def resolve_config(recipe: RunRecipe, world_size: int) -> dict[str, Any]:
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     _place_nvme(config, where)
     _refuse_leftover_auto(config, where)
+    if recipe.train.deepspeed.endswith(".json"):
+        _ask_deepspeed(config, where)
     return config
 
 
@@ -346,6 +349,19 @@ def _refuse_leftover_auto(node: Any, where: str, path: str = "") -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             _refuse_leftover_auto(value, where, f"{path}.{key}".lstrip("."))
+
+
+def _ask_deepspeed(config: dict[str, Any], where: str) -> None:
+    """What DeepSpeed would refuse at the start of training; for files that did not come with this program."""
+    _quiet_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(["zero_optimization", *map(str, first["loc"])])
+        raise UserError(f"'{path}': {first['msg']}", where=where, mend="mend the file") from None
 
 
 def _place_nvme(config: dict[str, Any], where: str) -> None:

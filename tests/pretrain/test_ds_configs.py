@@ -103,3 +103,20 @@ def test_an_optimizer_on_nvme_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="cannot be saved from"):
         resolved(str(file))
+
+
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [
+        ({"stage": 2, "stge": 1}, "'zero_optimization.stge'"),
+        ({"reduce_bucket_size": "big"}, "reduce_bucket_size"),
+    ],
+)
+def test_what_deepspeed_would_refuse_is_refused_before(
+    tmp_path: Path, zero: dict[str, object], said: str
+) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    with pytest.raises(UserError, match=said) as caught:
+        resolved(str(file))
+    assert "\n" not in str(caught.value)
