@@ -232,8 +232,12 @@ def objective(schedule: Schedule, weighting: Weighting, sampling: TimestepSample
         weights[1] = 0.5 / betas[1]
     else:
         weights = 0.5 / betas if weighting == "paper" else torch.full_like(betas, 0.5)
-    # The error at t is about that of standard normal latents: draws then count about equally.
-    likely = weights * (1 - schedule.signal) if sampling == "importance" else torch.ones_like(betas)
+    likely = torch.ones_like(betas)
+    if sampling == "importance" and weighting != "simple":
+        # The error at t is about that of standard normal latents: draws then count about equally. Not where
+        # they count the same to begin with: the first steps would hardly be drawn, the denoiser would learn to
+        # ignore the latents there, and sampling, which ends with them, would return their mean.
+        likely = weights * (1 - schedule.signal)
     likely[0] = 0.0
     probabilities = likely / likely.sum()
     probabilities[0] = 1.0  # never drawn; never divides by zero

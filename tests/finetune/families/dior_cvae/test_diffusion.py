@@ -297,3 +297,31 @@ def test_importance_of_a_hidden_condition_is_only_the_denoisers():
     assert context.grad is not None
     assert not context.grad[0].any()
     assert bool(context.grad[1].any())
+
+
+@pytest.mark.parametrize("weighting", ["vlb", "simple"])
+def test_a_trained_denoiser_keeps_what_is_nearly_clean_and_samples_latents_that_vary(weighting):
+    torch.manual_seed(1)
+    spread, rows = 0.8, 32
+    model = dior.model(
+        prior_weighting=weighting, diffusion_steps=50, beta_start=0.002, beta_end=0.4, denoiser_width=64
+    )
+    prior = model.latent.prior
+    context = torch.zeros(rows, model.config.latent_groups, model.config.d_model)
+    optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
+    for _ in range(300):
+        drawn = spread * torch.randn(rows, model.config.latent_groups, model.config.latent_size)
+        clean = Gaussians(drawn, torch.full_like(drawn, -5.0), drawn)
+        loss = prior.cross_entropy(clean, context, prior.draw(rows, context.device)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+    latents = spread * torch.randn(8 * rows, model.config.latent_total)
+    first = torch.ones(len(latents), dtype=torch.long)
+    noisy = diffusion.diffuse(diffusion.of_config(model.config), latents, first, torch.randn_like(latents))
+    with torch.no_grad():
+        error = (prior(context.flatten(1).repeat(8, 1), first, noisy) - latents).square().mean()
+        sampled = prior.sample(context.repeat(8, 1, 1), torch.randn(8 * rows, *model.noise_shape()))
+    assert error < 0.15 * spread**2, "the step that sampling ends with sees nearly clean latents"
+    assert 0.7 * spread < sampled.std() < 1.5 * spread
