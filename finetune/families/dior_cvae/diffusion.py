@@ -235,8 +235,8 @@ def objective(schedule: Schedule, weighting: Weighting, sampling: TimestepSample
     likely = torch.ones_like(betas)
     if sampling == "importance" and weighting != "simple":
         # The error at t is about that of standard normal latents: draws then count about equally. Not where
-        # they count the same to begin with: the first steps would hardly be drawn, the denoiser would learn to
-        # ignore the latents there, and sampling, which ends with them, would return their mean.
+        # they count the same to begin with: the first steps would hardly be drawn, the denoiser would ignore
+        # the latents there, and sampling, which ends with them, would return the latents' mean.
         likely = weights * (1 - schedule.signal)
     likely[0] = 0.0
     probabilities = likely / likely.sum()
