@@ -250,4 +250,11 @@ def _check(places: Sequence[str], counts: Counter[str]) -> None:
             mend="each needs a title and a text",
         )
     if not counts["items"]:
-        raise UserError("no article in it that can be used", where=where)
+        why = ", ".join(
+            f"{counts[key]} {key.removeprefix('-')}" for key in sorted(counts) if key != "articles"
+        )
+        raise UserError(
+            f"no article in it that can be used ({why or 'it is empty'})",
+            where=where,
+            mend="each needs a title, and a text of some words (--min-words)",
+        )

@@ -147,7 +147,7 @@ def build(
     factory = options.resolved(len(base))
     plan = {"base": base.hash, "retriever": mark, "factory": factory, "probes": options.probes}
     artifact.require_free(out)
-    _made(faiss, factory, retriever.settings.joint_size)
+    _check_cells(faiss, _made(faiss, factory, retriever.settings.joint_size), len(base))
     with artifact.resumable(out, plan, restart=restart) as folder:
         _encode(base, retriever, folder / PARTS, workers, device or torch.device("cpu"), told)
         keys = _join(base, retriever, folder)
@@ -185,7 +185,7 @@ def indexed(keys: np.ndarray, file: Path, factory: str, probes: int) -> Any:
     """Write the FAISS index of unit rows `[N, j]` to a file; the index, memory-mapped.
 
     Raises:
-        UserError: no such factory string, or fewer keys than cells.
+        UserError: no such factory string.
     """
     faiss = needed("faiss")
     index = _made(faiss, factory, keys.shape[1])
@@ -305,6 +305,12 @@ def _made(faiss: Any, factory: str, size: int) -> Any:
         ) from None
 
 
+def _check_cells(faiss: Any, index: Any, items: int) -> None:
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None and items < inverted.nlist:
+        raise UserError(f"{inverted.nlist} cells for {items} items", where="--factory", mend="fewer, or Flat")
+
+
 def _train(faiss: Any, index: Any, keys: np.ndarray) -> None:
     """Find the cells of an IVF; FAISS takes a sample of the keys."""
     if index.is_trained:
@@ -312,10 +318,6 @@ def _train(faiss: Any, index: Any, keys: np.ndarray) -> None:
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
         inverted.cp.spherical = True
-        if len(keys) < inverted.nlist:
-            raise UserError(
-                f"{inverted.nlist} cells for {len(keys)} items", where="--factory", mend="fewer, or Flat"
-            )
         rows = np.sort(counter.permutation(len(keys), 3)[: SAMPLES_PER_CELL * inverted.nlist])
         index.train(np.ascontiguousarray(keys[rows]))
         return

@@ -124,10 +124,12 @@ def _kept(file: File, line: Line, parse: Any) -> Iterator[Article | Reject]:
 def _parquet(file: File) -> Iterator[Article | Reject]:
     try:
         batches = parquet.ParquetFile(str(file.path)).iter_batches(columns=["title", "text"])
-        for batch in batches:
-            for row in batch.to_pylist():
-                with contextlib.suppress(BadRecordError):
-                    yield _record(row)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            try:
+                yield _record(row)
+            except BadRecordError as error:
+                yield Reject(file.label, error.reason, error.detail, number)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot be read ({str(error).splitlines()[0]})", where=file.label) from None
 

@@ -29,7 +29,7 @@ class RetrieverSettings(Section):
     mask_title: float = Field(default=0.0, ge=0, le=1)
     """Chance that the title is hidden from the sentence encoder, so that it alone does not solve the task."""
     hide_context: float = Field(default=0.0, ge=0, le=1)
-    """Chance that the word encoder sees only a few words in a row of a sentence, so that it must know them.
+    """Chance that the word encoder sees only the title, or a few words in a row, so that it must know them.
     Not in the paper, whose encoders know words beforehand."""
     lr: float = Field(default=2e-5, gt=0)
     head_lr: float = Field(default=1e-3, gt=0)

@@ -154,7 +154,7 @@ class _Run:
 
     def _matched(self, rows: np.ndarray, number: int, masked: bool) -> Matched:
         sentences = self.base.sentences(rows)
-        said = self._hide_context(sentences, number) if masked else sentences
+        said = self._hide_context(rows, sentences, number) if masked else sentences
         told = self._hide_titles(rows, sentences, number) if masked else sentences
         texts = self.model.encode(said).to(self.device)
         known = texts if told is said else self.model.encode(told).to(self.device)
@@ -181,15 +181,21 @@ class _Run:
             for sentence, name, chance in zip(sentences, names, dice, strict=True)
         ]
 
-    def _hide_context(self, sentences: list[str], number: int) -> list[str]:
-        """The sentences for the word side, of some only a few words in a row."""
+    def _hide_context(self, rows: np.ndarray, sentences: list[str], number: int) -> list[str]:
+        """The sentences for the word side, of some only the title, of as many only a few words in a row."""
         if not self.settings.hide_context:
             return sentences
-        chances, lengths, places = self._dice(number, 2, 3 * len(sentences)).reshape(3, -1)
-        return [
-            few_words(sentence, length, place) if chance < self.settings.hide_context else sentence
-            for sentence, chance, length, place in zip(sentences, chances, lengths, places, strict=True)
-        ]
+        dice = self._dice(number, 2, 4 * len(sentences)).reshape(-1, 4).tolist()
+        found = []
+        names = self.base.names(rows)
+        for sentence, name, (chance, kind, length, place) in zip(sentences, names, dice, strict=True):
+            if chance >= self.settings.hide_context:
+                found.append(sentence)
+            elif kind < 0.5 and name.lower() in sentence.lower():
+                found.append(name)
+            else:
+                found.append(few_words(sentence, length, place))
+        return found
 
     def _dice(self, number: int, purpose: int, count: int) -> np.ndarray:
         """`[count]` in [0, 1), a function of seed, step and purpose."""

@@ -130,6 +130,12 @@ def test_malformed_lines_are_counted_and_too_many_are_refused(tmp_path: Path) ->
         build([str(tmp_path / "bad.tsv")], tmp_path / "other")
     with pytest.raises(UserError, match="no such file"):
         build([str(tmp_path / "absent.tsv")], tmp_path / "other")
+    parquet.write_table(pa.table({"name": ["Owl", "Cat", "Fox"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="3 of 3 records are malformed -- each needs a title and a text"):
+        build([str(tmp_path / "other.parquet")], tmp_path / "other")
+    (tmp_path / "short.tsv").write_text("Owl\tOwls fly.\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no article .* \(1 short\) -- .*--min-words"):
+        build([str(tmp_path / "short.tsv")], tmp_path / "other")
 
 
 def test_titles_ignore_case_and_space_but_not_brackets(tmp_path: Path) -> None:

@@ -160,3 +160,4 @@ def test_another_base_or_retriever_is_refused_with_the_command(tmp_path: Path) -
 def test_factories_that_cannot_be_are_one_line(tmp_path: Path, factory: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(knowledge.base().folder, knowledge.retriever_folder(), tmp_path / "i", IndexOptions(factory))
+    assert not list(tmp_path.iterdir())  # nothing that a right command would stumble over
