@@ -229,7 +229,7 @@ def test_podi_keeps_the_latent_alive_and_the_level_follows_the_target() -> None:
         memory = persona.memory(which, model, 8)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
         model.train()
-        for step in range(120):
+        for step in range(60):
             batch = batches[step % 4]
             replay.seed("overfit", step)
             parts = model.losses(model.read(batch, memory), batch) / which.count(batch)
