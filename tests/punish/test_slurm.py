@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from finetune.families import FAMILIES
 from pretrain import checkpoint
 from tests.slurm import cluster as machines
+from tests.slurm import mission
 from tests.slurm.cluster import Cluster
 from tests.slurm.traces import journal, last_step, recipe_file, told
-from tests.support import dialogues
-from tests.support.families import TINY
 
 REPOSITORY = Path(__file__).parents[2]
-TUNED = [name for name in FAMILIES if name in TINY and name != "baseline"]
 
 pytestmark = [
     pytest.mark.punish,
@@ -46,34 +41,13 @@ def site(folder: Path) -> Path:
     return file
 
 
-def write_pipeline(folder: Path, shards: Path) -> Path:
-    recipe_file(folder / "recipe.yaml", shards, steps=20)
-    source = dialogues.write(folder / "dialogues")
-    families = {}
-    for name in TUNED:
-        changes = {"train__steps": 2, "validation__every": 0, **TINY[name]}
-        tuned = dialogues.recipe(name, source, Path("nowhere"), **changes)
-        tuned["model"].pop("config", None)
-        del tuned["tokenizer"], tuned["tracking"]
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tuned))
-        families[name] = {"family": f"{name}.yaml", "data": [source]}
-    stages = {
-        "pretrain": {"recipe": "recipe.yaml", "nodes": 2},
-        "finetune": {"families": families, "at_once": 2},
-        "evaluate": {"words": ["--dialogues", "2"]},
-        "export": {},
-        "report": {},
-    }
-    content = {"name": "mission", "folder": "made", "site": site(folder).name, "stages": stages}
-    file = folder / "pipeline.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return file
-
-
 def test_every_family_comes_out_of_one_pipeline_with_one_tracking_server(
     cluster: Cluster, tmp_path: Path, shards: Path
 ) -> None:
-    pipeline, made = write_pipeline(tmp_path, shards), tmp_path / "made"
+    pipeline = mission.write_pipeline(
+        tmp_path, shards, site(tmp_path).name, steps=20, finetune__preflight=True
+    )
+    made = tmp_path / "made"
     server = cluster.run(
         "env", f"MEMBART_HOME={REPOSITORY}", f"MEMBART_SITE={site(tmp_path)}", "sbatch", "--parsable",
         "--partition=aside", f"--output={tmp_path}/mlflow.out", REPOSITORY / "slurm" / "mlflow.sbatch",
@@ -83,24 +57,19 @@ def test_every_family_comes_out_of_one_pipeline_with_one_tracking_server(
     membart = [sys.executable, "-m", "tools.cli", "slurm"]
     cluster.run(*membart, "submit", pipeline, timeout=300)
     cluster.until(
-        lambda: "mission-report" not in cluster.run("squeue", "-h", "-o", "%j"), "the end", timeout=1500
+        lambda: "made-report" not in cluster.run("squeue", "-h", "-o", "%j"), "the end", timeout=1500
     )
     said = cluster.run(*membart, "status", pipeline, timeout=300)
     rows = {tuple(line.split()[:2]): line for line in said.splitlines()[1:]}
     for stage in ("finetune", "evaluate", "export"):
-        for name in TUNED:
+        for name in mission.FAMILIES:
             assert " done" in rows[stage, name], f"{said}\n{told(tmp_path)}"
             assert (made / "runs" / name / "report.html").is_file()
     assert cluster.run(*membart, "submit", "--dry-run", pipeline, timeout=300).strip() == "nothing to do"
 
     cluster.run("scancel", server)
-    with sqlite3.connect(made / "runs" / "mlflow.db") as store:
-        names = dict(store.execute("select name, run_uuid from runs").fetchall())
-        count = store.execute("select count(*) from runs").fetchone()
-        parents = store.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()
-    assert set(names) == {"pretrain", *TUNED}
-    assert count == (len(names),)
-    assert parents == [(names["pretrain"],)] * len(TUNED)
+    children = dict.fromkeys(mission.FAMILIES, "pretrain")
+    assert mission.tracked(made / "runs") == {"pretrain": None, **children}
 
 
 def test_a_run_outlives_the_power_failure_of_a_node(cluster: Cluster, tmp_path: Path, shards: Path) -> None:

@@ -48,7 +48,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 SlurmdTimeout={node_timeout}
-KillWait=30
+# Seconds for a save after scancel; and, below, after a preemption: the ranks of many jobs share few cores.
+KillWait=300
 MessageTimeout=10
 TCPTimeout=2
 UnkillableStepTimeout=60
@@ -65,7 +66,7 @@ PartitionName=urgent Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
 PartitionName=big Nodes=big[1-64] MaxTime=3-00:00:00
 """
 PARTITION = (
-    "PartitionName={name} Nodes={nodes} DefaultTime=60 MaxTime=INFINITE PriorityTier=1 GraceTime=120\n"
+    "PartitionName={name} Nodes={nodes} DefaultTime=60 MaxTime=INFINITE PriorityTier=1 GraceTime=600\n"
 )
 
 Value = TypeVar("Value")

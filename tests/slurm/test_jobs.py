@@ -23,11 +23,13 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune.knowledge.annotations import Annotations
 from pretrain import checkpoint
 from tests.slurm import cluster as machines
+from tests.slurm import mission
 from tests.slurm.cluster import Cluster
 from tests.slurm.traces import journal, last_step, ranks, recipe_file, tell, told
-from tests.support import dialogues, runs
+from tests.support import runs
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "slurm"
@@ -37,6 +39,7 @@ BROKEN = "n2"
 
 SITE = f"""\
 SITE_PYTHON={sys.executable}
+SITE_PARTITION=main
 SITE_MIN_FREE_GB=0.001
 SITE_MIN_TMP_GB=0.001
 SITE_POLL_SECONDS=1
@@ -66,7 +69,7 @@ ENDS = {
 
 pytestmark = [
     pytest.mark.skipif(bool(machines.missing()), reason=machines.missing()),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
 ]
 
 
@@ -111,7 +114,7 @@ class Scene:
             return bool(met()) or bool(over)
 
         try:
-            self.cluster.until(met_or_over, what, timeout=400)
+            self.cluster.until(met_or_over, what, timeout=1500)
             assert met(), f"not before the end of job {job}: {what}"
         except AssertionError as error:
             raise AssertionError(f"{error}\n{told(self.folder)}") from None
@@ -131,9 +134,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Iterator[Sc
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "site.env").write_text(SITE)
     (folder / "small.env").write_text(SITE_OF_SMALL)
-    recipe_file(folder / "recipe.yaml", shards, steps=60)
     recipe_file(folder / "endless.yaml", shards, steps=1_000_000, tracking__mlflow=False)
-    pipeline = write_pipeline(folder)
+    fails = {"family": "membart.yaml", "data": ["jsonl:nowhere"]}
+    pipeline = mission.write_pipeline(folder, shards, "site.env", steps=60, finetune__families__fails=fails)
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     partitions = {"main": MAIN, "aside": ASIDE, "small": SMALL}
     with Cluster(folder / "cluster", partitions) as cluster:
@@ -169,32 +172,6 @@ def part(scene: Scene) -> Parted:
     return Parted(old, new)
 
 
-def write_pipeline(folder: Path) -> Path:
-    source = dialogues.write(folder / "dialogues")
-    tuned = dialogues.recipe("membart", source, Path("nowhere"), train__steps=2, validation__every=0)
-    del tuned["model"], tuned["tokenizer"], tuned["tracking"]
-    (folder / "membart.yaml").write_text(yaml.safe_dump(tuned))
-    cpu = {"partition": "main"}
-    stages = {
-        "pretrain": {"recipe": "recipe.yaml", "nodes": 2, **cpu},
-        "finetune": {
-            "families": {
-                "membart": {"family": "membart.yaml", "data": [source]},
-                "fails": {"family": "membart.yaml", "data": ["jsonl:nowhere"]},
-            },
-            "preflight": False,
-            **cpu,
-        },
-        "evaluate": {"words": ["--dialogues", "2"], **cpu},
-        "export": cpu,
-        "report": cpu,
-    }
-    content = {"name": "made", "folder": "made", "site": "site.env", "stages": stages}
-    file = folder / "pipeline.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return file
-
-
 def submit_small(cluster: Cluster, folder: Path, name: str, *words: str) -> str:
     """A job whose program behaves like NAME of program.sh."""
     nodes = "--nodes=2" if name == "unplugged" else "--nodelist=n8"
@@ -206,7 +183,9 @@ def submit_small(cluster: Cluster, folder: Path, name: str, *words: str) -> str:
     ).strip()  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune", "evaluate", "export", "report", "mlflow"])
+@pytest.mark.parametrize(
+    "stage", ["pretrain", "knowledge", "finetune", "evaluate", "export", "report", "mlflow"]
+)
 def test_slurm_takes_each_script_on_64_nodes_of_8_gpus(scene: Scene, stage: str) -> None:
     size = [] if stage == "mlflow" else ["--nodes=64", "--ntasks-per-node=8", "--gpus-per-node=h100:8"]
     array = ["--array=1-5%2"] if stage in ("finetune", "evaluate", "export") else []
@@ -252,7 +231,7 @@ def test_a_preempted_run_saves_and_continues_bit_identically(scene: Scene) -> No
     at = int(re.search(r"SIGTERM: saved \S+step-(\d+)", log)[1])  # type: ignore[index]
 
     scene.until(lambda: (run.with_name("pretrain.jobs") / "pretrain" / "done").exists(), "the end", job)
-    scene.parting.result(timeout=500)
+    scene.parting.result(timeout=1500)
     mine, theirs = runs.numbers(run), runs.numbers(scene.folder / "parted")
     compared = [key for key in mine if key[0] == "train" and key in theirs]
     assert max(step for _, step in compared) >= at + 10
@@ -261,7 +240,7 @@ def test_a_preempted_run_saves_and_continues_bit_identically(scene: Scene) -> No
 
 def test_a_start_behind_a_partition_cannot_commit_and_scancel_stays_cancelled(scene: Scene) -> None:
     cluster, run, job = scene.cluster, scene.folder / "parted", scene.parted
-    parted = scene.parting.result(timeout=500)
+    parted = scene.parting.result(timeout=1500)
     before = {saved.path.name: saved.path.stat().st_mtime_ns for saved in checkpoint.committed(run)}
     tell(parted.old, signal.SIGCONT)
     scene.until(lambda: not ranks(job, restart=0), "the old start ends")
@@ -277,50 +256,67 @@ def test_a_start_behind_a_partition_cannot_commit_and_scancel_stays_cancelled(sc
     assert cluster.job(job)["Restarts"] == "1"
 
 
-def test_the_chain_finishes_and_a_fine_tune_that_fails_takes_nothing_else_down(scene: Scene) -> None:
+def test_the_whole_mission_is_one_chain_and_a_fine_tune_that_fails_takes_nothing_down(scene: Scene) -> None:
     scene.until(
         lambda: scene.cluster.state(scene.job("report", "all")) in ("COMPLETED", "FAILED"),
         "the end",
     )
     said = scene.membart("status", scene.pipeline)
     rows = {tuple(line.split()[:2]): line for line in said.splitlines()[1:]}
-    well = [("pretrain", "pretrain"), ("export", "pretrain"), ("report", "all")]
-    well += [(stage, "membart") for stage in ("finetune", "evaluate", "export")]
-    for key in well:
-        assert " done" in rows[key], f"{said}\n{told(scene.made)}"
+    lost = {(stage, "fails") for stage in ("finetune", "evaluate", "export")}
+    for stage, name in rows.keys() - lost:
+        found = scene.cluster.job(scene.job(stage, name))
+        assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), f"{said}\n{told(scene.made)}"
+        assert " done" in rows[stage, name]
+    assert {name for stage, name in rows.keys() - lost if stage == "finetune"} == set(mission.FAMILIES)
     assert "60/60" in rows["pretrain", "pretrain"]
     assert " failed " in rows["finetune", "fails"]
     assert " cancelled " in rows["evaluate", "fails"]
     assert "DependencyNeverSatisfied" in rows["export", "fails"]
-    for name in ("pretrain", "membart"):
-        assert (scene.made / "models" / name / "model.safetensors").is_file()
-        assert (scene.run(name) / "report.html").is_file()
 
     again = [shlex.split(line) for line in scene.membart("submit", "--dry-run", scene.pipeline).splitlines()]
     assert [Path(next(w for w in words if w.endswith(".sbatch"))).stem for words in again] == [
         "finetune", "evaluate", "export", "report",
     ]  # fmt: skip
-    assert all("--array=2" in words for words in again[:3])
+    assert [word for words in again for word in words if word.startswith("--array=")] == [
+        "--array=6%2", "--array=6", "--array=6",
+    ]  # fmt: skip
     assert not any(word.startswith("--dependency") for word in again[0])
 
+
+@pytest.mark.parametrize("name", ["pretrain", *mission.FAMILIES])
+def test_every_model_of_the_mission_can_be_loaded_and_generates(scene: Scene, name: str) -> None:
+    assert mission.speaks(scene.made / "models" / name)
+
+
+def test_the_mission_is_one_experiment_and_one_report(scene: Scene) -> None:
+    children = dict.fromkeys(mission.FAMILIES, "pretrain")
+    assert mission.tracked(scene.made / "runs") == {"pretrain": None, **children}
+    page = (scene.made / "report.html").read_text()
+    for name in ("pretrain", *mission.FAMILIES):
+        assert (scene.run(name) / "report.html").is_file()
+        assert name in page
+    for name in mission.FAMILIES:
+        assert (scene.run(name) / "evaluation" / "test" / "evaluation.json").is_file()
     with sqlite3.connect(scene.made / "runs" / "mlflow.db") as store:
-        names = [name for (name,) in store.execute("select name from runs")]
-        twice = store.execute(
+        [(twice,)] = store.execute(
             "select count(*) from (select 1 from metrics group by run_uuid, key, step having count(*) > 1)"
-        ).fetchone()
-        steps = store.execute(
+        )
+        [(steps,)] = store.execute(
             "select count(distinct step) from metrics join runs using (run_uuid) "
             "where name = 'pretrain' and key = 'loss'"
-        ).fetchone()
-        [(parent,)] = store.execute(
-            "select parent.name from runs child join tags on child.run_uuid = tags.run_uuid "
-            "join runs parent on parent.run_uuid = tags.value "
-            "where child.name = 'membart' and tags.key = 'mlflow.parentRunId'"
         )
-    assert sorted(names) == ["membart", "pretrain"]
-    assert parent == "pretrain"
-    assert twice == (0,)
-    assert steps == (60,)
+    assert (twice, steps) == (0, 60), "preempted and requeued, the pretraining is one run of 60 updates"
+
+
+def test_what_is_known_reaches_the_fine_tune_that_learns_from_it(scene: Scene) -> None:
+    """The other fine-tunes need not wait for it."""
+    known = scene.made / "knowledge" / "annotations"
+    recipe = yaml.safe_load((scene.run("ki") / "recipe.yaml").read_text())
+    assert recipe["model"]["knowledge"] == str(known)
+    assert Annotations.open(known).manifest.spans > 0
+    jobs = {name: scene.job("finetune", name).partition("_")[0] for name in mission.FAMILIES}
+    assert jobs["membart"] == jobs["fusion"] != jobs["ki"]
 
 
 @pytest.mark.parametrize("name", ENDS)
