@@ -43,7 +43,7 @@ def study(name: str, root: Path, *more: str) -> tuple[str, Path]:
     ]
     done = CliRunner().invoke(app, ["study", name, *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return done.output, root / "out"
+    return done.stdout, root / "out"
 
 
 def test_rows_are_those_of_the_paper_and_metrics_are_ours() -> None:
