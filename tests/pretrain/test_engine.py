@@ -97,7 +97,7 @@ def test_an_unknown_or_broken_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one of: zero0"):
         engine.load_config("zero9")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="not readable as JSON"):
         engine.load_config(str(tmp_path / "broken.json"))
 
 
