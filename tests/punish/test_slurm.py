@@ -65,6 +65,9 @@ def test_every_family_comes_out_of_one_pipeline_with_one_tracking_server(
         for name in mission.FAMILIES:
             assert " done" in rows[stage, name], f"{said}\n{told(tmp_path)}"
             assert (made / "runs" / name / "report.html").is_file()
+    for name in ("pretrain", *mission.FAMILIES):
+        assert mission.speaks(made / "models" / name)
+        assert name in (made / "report.html").read_text()
     assert cluster.run(*membart, "submit", "--dry-run", pipeline, timeout=300).strip() == "nothing to do"
 
     cluster.run("scancel", server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,22 @@ FACTS = {
 """An encyclopedia of words that are said in the dialogues."""
 
 
-def write_pipeline(folder: Path, shards: Path, site: str, steps: int, **changes: Any) -> Path:
+def write_pipeline(
+    folder: Path, shards: Path, site: str, steps: int, tuned: Sequence[str] = FAMILIES, **changes: Any
+) -> Path:
     """A pipeline file `made` with all that it names, in `folder`; fine-tunes have two ranks.
 
     Args:
         site: name of the site file.
         steps: of the pretraining.
+        tuned: families to fine-tune.
         changes: stages with more keys, or fine-tunes besides, as `finetune__families__NAME={...}`.
     """
     recipe_file(folder / "recipe.yaml", shards, steps=steps)
     (folder / "facts.tsv").write_text("".join(f"{title}\t{text}\n" for title, text in FACTS.items()))
     source = dialogues.write(folder / "dialogues")
     families = {}
-    for name in FAMILIES:
+    for name in tuned:
         write_recipe(folder / f"{name}.yaml", name, source)
         families[name] = {"family": f"{name}.yaml", "data": [source]}
     retriever = ["joint_size=8", "head_size=8", "batch=4", "steps=2", "held_out=0"]

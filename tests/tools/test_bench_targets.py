@@ -1,4 +1,4 @@
-"""`membart bench targets` judges what benchmarks print; `membart bench startup` measures a real run."""
+"""`membart bench targets` judges what benchmarks print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import UserError
-from tools.bench.startup import docs_shards, turn
 from tools.bench.targets import AT_LEAST, AT_MOST, Target, benchmarks, row, targets
 
 
@@ -49,8 +48,3 @@ def test_a_gpu_has_targets_of_its_own() -> None:
 def test_an_unknown_benchmark_is_named() -> None:
     with pytest.raises(UserError, match="no benchmark sleep"):
         targets(only="sleep")
-
-
-def test_a_start_and_a_resume_reach_an_update_after_the_imports(tmp_path: Path) -> None:
-    found = turn(docs_shards(tmp_path), tmp_path / "run")
-    assert 0 < found.imports < min(found.start, found.resume)
