@@ -37,14 +37,17 @@ class Validation:
 
     @property
     def means(self) -> Tensor:
+        """`[K]` float64: each part as a mean over what it counts."""
         return self.sums / self.counts.clamp(min=1)
 
     @property
     def perplexity(self) -> float:
+        """Of the target tokens, with memory as in training."""
         return _exp(float(self.means[0]))
 
     @property
     def perplexity_reset(self) -> float | None:
+        """The same with memory reset at every turn; None where no memory is carried."""
         return None if self.reset is None else _exp(self.reset / max(float(self.counts[0]), 1.0))
 
     def metrics(self) -> dict[str, float]:

@@ -67,12 +67,18 @@ class Checkpoint:
 
     @property
     def update(self) -> int:
+        """The number of updates after which it was begun."""
         match = _NAME.fullmatch(self.path.name)
         assert match is not None
         return int(match[1])
 
     @cached_property
     def state(self) -> dict[str, Any]:
+        """Content of `state.json`: counters, position of the data, versions.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         try:
             return dict(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -140,6 +146,7 @@ class Checkpoint:
         return {name for key, name in self._pieces if key == "master"} | self.frozen().keys()
 
     def has(self, key: str, name: str) -> bool:
+        """Whether some of a parameter's `master` or moment `key` is there."""
         return (key, name) in self._pieces
 
     def frozen(self) -> dict[str, Tensor]:

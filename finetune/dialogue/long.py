@@ -31,14 +31,20 @@ HOLE = re.compile(r"\{\{(\w+):([^{}]*)\}\} ?")
 
 
 class Paragraph(Record):
+    """One of unarXive's `body_text`."""
+
     text: str
 
 
 class Formula(Record):
+    """One of unarXive's `ref_entries`."""
+
     latex: str = ""
 
 
 class Heading(Record):
+    """The metadata of a paper."""
+
     title: str = ""
 
 

@@ -43,6 +43,8 @@ Personas = tuple[tuple[str, ...], ...]
 
 
 class Said(Record):
+    """One utterance."""
+
     text: str
 
 
@@ -55,6 +57,8 @@ class Before(Record):
 
 
 class Metadata(Record):
+    """Which pair of people a session is of."""
+
     initial_data_id: str
 
 
@@ -69,6 +73,8 @@ class Meeting(Record):
 
 
 class Beginning(Record):
+    """The personas that both had in PersonaChat."""
+
     init_personas: Personas = ()
 
 

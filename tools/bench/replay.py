@@ -363,6 +363,7 @@ def matmul_speed(setting: Setting) -> float:
 
 
 def clock_of(setting: Setting) -> Callable[[], float]:
+    """Processor time where one CPU thread works, since other programs do not disturb it; else wall time."""
     import torch
 
     alone = setting.device == "cpu" and torch.get_num_threads() == 1
@@ -376,6 +377,7 @@ def stored_megabytes(setting: Setting) -> float:
 
 
 def print_times(timed: list[Timed], horizon: int, ceiling: float, per_token: float, peak: float) -> None:
+    """The table of times; `ceiling` and `peak` in FLOP/s, `per_token` in FLOPs."""
     print(f"{per_token / 1e9:.3f} GFLOP of useful work per target token; matmul {ceiling / 1e12:.3f} TFLOP/s")
     print(f"{'mode, T = ' + str(horizon):<20}{'ms':>10}{'ratio':>8}{'FLOPs':>8}{'tokens/s':>10}", end="")
     print(f"{'TFLOP/s':>10}{'hardware':>10}{'MFU':>8}{'of peak':>9}")
@@ -390,6 +392,7 @@ def print_times(timed: list[Timed], horizon: int, ceiling: float, per_token: flo
 
 
 def print_peaks(peaks: list[Peak], stored: float) -> None:
+    """The table of peaks, with replay's growth at each doubling less `stored` MB a timestep."""
     print(f"{'peak MB above start':<20}{'T':>4}{'MB':>10}{'per doubling':>14}  (target {TARGET_GROWTH:+.0%})")
     before: Peak | None = None
     for peak in peaks:

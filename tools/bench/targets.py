@@ -60,10 +60,12 @@ def mode(name: str, field_: str) -> Callable[[Found], float]:
 
 
 def against_authors(found: Found) -> float:
+    """How many times as long as ours a step of the authors' form takes."""
     return mode("authors", "seconds")(found) / mode("replay", "seconds")(found)
 
 
 def peak_growth(found: Found) -> float:
+    """Replay's peak at twelve timesteps over that at two."""
     peaks = {(peak["mode"], peak["horizon"]): peak["megabytes"] for peak in found["peaks"]}
     return peaks["replay", 12] / peaks["replay", 2]
 
@@ -74,6 +76,7 @@ def turn(name: str) -> Callable[[Found], float]:
 
 
 def stall(found: Found) -> float:
+    """A save's stall in training steps, median over the rounds."""
     return median(one["stall"] / one["step"] for one in found["rounds"])
 
 

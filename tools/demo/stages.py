@@ -26,14 +26,17 @@ class Demo:
 
     @property
     def tokenizer(self) -> Path:
+        """Trained on the docstrings."""
         return self.folder / "tokenizer"
 
     @property
     def shards(self) -> Path:
+        """The shard set that is pretrained on."""
         return self.folder / "shards" / "docs"
 
     @property
     def runs(self) -> Path:
+        """All run folders, and the MLflow store."""
         return self.folder / "runs"
 
     @property
@@ -48,12 +51,15 @@ class Demo:
 
     @property
     def samples(self) -> Path:
+        """Mended masks, as a section of the report."""
         return self.folder / "samples.json"
 
     def dialogues(self, name: str) -> Path:
+        """A set of made-up dialogues."""
         return self.folder / "dialogues" / name
 
     def knowledge(self, name: str) -> Path:
+        """A part of what `ki` learns from; the folder of them all for no name."""
         return self.folder / "knowledge" / name
 
     def model(self, name: str) -> Path:
@@ -62,9 +68,11 @@ class Demo:
 
     @property
     def report(self) -> Path:
+        """The page about all runs."""
         return self.folder / "report.html"
 
     def done(self, stage: str) -> Path:
+        """There once the stage is done: what it returned, as JSON."""
         return self.folder / "stages" / f"{stage}.json"
 
 

@@ -57,10 +57,14 @@ Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1,
 
 
 class Beginning(_Body):
+    """How a conversation begins."""
+
     persona: list[Sentence] = Field([], max_length=20)
 
 
 class Message(_Body):
+    """What a person says, whether to answer with memory reset as well, and settings of the reply."""
+
     text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
     compare: bool = False
     wishes: Wishes = Wishes()  # type: ignore[call-arg]
