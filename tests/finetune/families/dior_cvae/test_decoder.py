@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration
 
 from finetune.families.dior_cvae.modeling import DiorForConditionalGeneration
+from pretrain.model.encoder import MemBartEncoderOutput
 from tests.support import dior, tiny
 
 BATCH = dior.batch()
@@ -99,6 +100,21 @@ def test_each_infusion_alone_uses_every_group():
         assert bool(latents.grad.abs().amin(dim=(0, 2)).gt(0).all())
 
 
+def test_each_group_is_heard_by_its_own_decoder_layer_first():
+    model = dior.model(encoder_layers=3, decoder_layers=3)
+    latents = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(1))
+    said: list[Tensor] = []
+    for layer in model.model.decoder.layers:
+        layer.register_forward_hook(lambda module, args, out: said.append(out))
+    logits(model, latents)
+    for group in range(3):
+        other = latents.clone()
+        other[:, group] += 1
+        logits(model, other)
+        changed = [not torch.equal(*pair) for pair in zip(said[:3], said[-3:], strict=True)]
+        assert changed == [layer >= group for layer in range(3)]
+
+
 def test_projections_of_the_two_infusions_are_one_or_two():
     shared, separate = dior.model(), dior.model(separate_infusion_projections=True)
     same, rows = shared.latent.infuse(LATENTS)
@@ -119,8 +135,8 @@ def test_one_group_from_the_last_layer_feeds_every_decoder_layer():
 # --- cross-memory dropout ---
 
 
-def seen_by_attention(model: DiorForConditionalGeneration) -> list[Tensor]:
-    """The masks that the cross-attention of each layer is given in one training pass."""
+def seen_by_attention(model: DiorForConditionalGeneration, writes: bool = False) -> list[Tensor]:
+    """What the cross-attention of each layer may see in one training pass, or while it `writes` a reply."""
     masks: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -130,7 +146,10 @@ def seen_by_attention(model: DiorForConditionalGeneration) -> list[Tensor]:
         layer.encoder_attn.register_forward_pre_hook(note, with_kwargs=True)
         for layer in model.model.decoder.layers
     ]
-    model.losses(model.read(BATCH, model.construct_memory(3)), BATCH)
+    if writes:
+        generate(model)
+    else:
+        model.losses(model.read(BATCH, model.construct_memory(3)), BATCH)
     for hook in hooks:
         hook.remove()
     return [mask == 0 for mask in masks]
@@ -171,24 +190,38 @@ def test_evaluation_and_generation_drop_nothing():
     model = dior.model(cross_memory_dropout=1.0)
     real = torch.cat([torch.ones(3, 5), BATCH.attention_mask], dim=1).bool()
     assert all(torch.equal(mask[:, 0, 0], real) for mask in seen_by_attention(model))
+    written = seen_by_attention(model.train(), writes=True)
+    assert len(written) == 2 * 8
+    assert all(torch.equal(mask[:, 0, 0], real[:2]) for mask in written)
 
 
 def test_with_everything_dropped_the_context_only_speaks_through_the_latents():
     model = dior.model(cross_memory_dropout=1.0).train()
-    memory, mask = memory_of(model)
-    none = torch.zeros_like(mask)
-    assert torch.equal(logits(model, mask=none), logits(model, mask=none, memory=memory + 1))
-    assert not torch.equal(logits(model), logits(model, memory=memory + 1))
+    read, other = (model.read(BATCH, model.construct_memory(3)) for _ in range(2))
+    assert other.last_hidden_state is not None
+    other.last_hidden_state = other.last_hidden_state + 1
+    dropped = model.draw(read).dropped
+    assert dropped is not None
+
+    def loss(read: MemBartEncoderOutput, dropped: Tensor | None) -> Tensor:
+        return model.token_losses(read, BATCH.labels, LATENTS, dropped=dropped)
+
+    assert torch.equal(loss(read, dropped), loss(other, dropped))
+    assert not torch.equal(loss(read, None), loss(other, None))
 
 
 def test_a_kept_row_is_not_scaled():
     model = dior.model()
     memory, mask = memory_of(model)
-    keep = mask.clone()
-    keep[:, 2:6] = 0
-    short = torch.cat([memory[:, :2], memory[:, 6:]], dim=1)
-    shorter = torch.cat([mask[:, :2], mask[:, 6:]], dim=1)
-    assert torch.allclose(logits(model, mask=keep), logits(model, memory=short, mask=shorter), atol=1e-5)
+    dropped = torch.zeros(mask.shape, dtype=torch.bool)
+    dropped[:, 2:6] = True
+    whole = MemBartEncoderOutput(last_hidden_state=memory, attention_mask=mask)
+    short = MemBartEncoderOutput(
+        last_hidden_state=torch.cat([memory[:, :2], memory[:, 6:]], dim=1),
+        attention_mask=torch.cat([mask[:, :2], mask[:, 6:]], dim=1),
+    )
+    hidden = model.token_losses(whole, BATCH.labels, LATENTS, dropped=dropped)
+    assert torch.allclose(hidden, model.token_losses(short, BATCH.labels, LATENTS), rtol=1e-5)
 
 
 def test_no_dropout_is_exactly_no_dropout():

@@ -162,6 +162,15 @@ def test_every_reverse_step_sees_the_condition():
     assert all(torch.equal(seen[:3], context.flatten(1)) and not seen[3:].any() for seen in guided)
 
 
+def test_the_denoiser_knows_its_step_whether_it_sees_the_condition_or_not():
+    torch.manual_seed(0)
+    model = prior()
+    noisy = torch.randn(3, model.config.latent_total)
+    for condition in (torch.randn(3, 2 * model.config.d_model), torch.zeros(3, 2 * model.config.d_model)):
+        early, late = (model(condition, torch.full((3,), t), noisy) for t in (1, 9))
+        assert not torch.allclose(early, late, atol=1e-3)
+
+
 def test_guidance_weights_mix_the_two_estimates():
     torch.manual_seed(0)
     model = prior()
@@ -284,6 +293,21 @@ def test_the_prior_reaches_posterior_and_context_unless_it_is_detached():
         assert context.grad is not None
         assert bool(context.grad.any())
         assert (mean.grad is None) == detach
+
+
+@pytest.mark.parametrize("weighting", ["vlb", "paper", "simple"])
+def test_the_whole_loss_has_its_whole_gradient(weighting):
+    model = prior(prior_weighting=weighting).double()
+    torch.manual_seed(0)
+    mean, log_variance, context = (torch.randn(2, 2, size, dtype=torch.float64) for size in (4, 4, 16))
+    noise, draws = torch.randn_like(mean), model.draw(2, mean.device)
+
+    def loss(mean: Tensor, log_variance: Tensor, context: Tensor) -> Tensor:
+        drawn = Gaussians(mean, log_variance, mean + (log_variance / 2).exp() * noise)
+        return model.cross_entropy(drawn, context, draws)
+
+    inputs = tuple(one.requires_grad_() for one in (mean, log_variance, context))
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
 def test_importance_of_a_hidden_condition_is_only_the_denoisers():

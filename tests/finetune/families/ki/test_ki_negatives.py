@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from scipy.stats import chisquare
 from finetune.families.ki.layout import hashes_of
 from finetune.families.ki.negatives import draw
 from finetune.families.ki.objective import ALONE, ANCHOR, NEGATIVE, NO_ANCHOR, PAIRED, POSITIVE
+from finetune.knowledge.annotations import annotated_turns
 from finetune.stream import TurnStream, data_hash, units
 from pretrain.distributed import World
-from tests.support import ki
+from tests.support import annotated, ki
 
 ITEMS = np.array([[1, 2, -1, 1], [3, -1, 4, 2], [5, 6, 7, -1]])
 VALID = ITEMS >= 0
@@ -92,6 +94,27 @@ def test_without_a_negative_there_is_no_loss_and_it_is_counted(rows):  # 3
     assert parts["ki_alone"] == anchors == counts["ki_alone"]
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert not any(bool(p.grad.any()) for p in model.ki_head.parameters())
+
+
+def test_items_of_one_sentence_are_no_negatives_of_each_other(tmp_path: Path):  # 2
+    vocabulary: dict[str, int] = {}
+    turns = [(one, turn) for one in ki.TALK for turn in annotated_turns(one)]
+    rows = [(one, turn, ki.known(one.turns[turn].text, vocabulary)) for one, turn in turns]
+    size = len(vocabulary)
+    annotated.write(tmp_path / "known", rows, ki.unit(size), ["One sentence."] * size)
+    which, _ = ki.built(knowledge=str(tmp_path / "known"))
+    kind = ki.batch(which).ki_anchor
+    assert bool((kind == ALONE).any())
+    assert not bool((kind == PAIRED).any())
+
+
+def test_padding_and_dry_rows_are_no_anchors():  # 4
+    which, _ = ki.built()
+    batch = ki.batch(which, 3, dry=1)
+    padding = batch.attention_mask == 0
+    assert bool(padding[:3].any())
+    assert bool(padding[3].all())
+    assert not bool(batch.ki_anchor[padding].any())
 
 
 def test_keys_of_the_batch_are_those_of_its_items_and_of_other_ones():
