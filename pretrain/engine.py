@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain import distributed
+from pretrain import distributed, ds_check
 from pretrain.distributed import World
 from pretrain.errors import UserError
 from pretrain.recipe import OptimizerSection, RunRecipe
@@ -68,6 +67,9 @@ def resolve_config(recipe: RunRecipe, world_size: int) -> dict[str, Any]:
     """
     where = f"DeepSpeed configuration '{recipe.train.deepspeed}'"
     config = load_config(recipe.train.deepspeed)
+    is_their_own = recipe.train.deepspeed.endswith(".json")
+    if is_their_own:
+        ds_check.refuse_unknown_keys(config, where)
     ours: dict[str, Any] = {
         "train_batch_size": recipe.agents,
         "train_micro_batch_size_per_gpu": recipe.agents // world_size,
@@ -110,8 +112,8 @@ def resolve_config(recipe: RunRecipe, world_size: int) -> dict[str, Any]:
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     _place_nvme(config, where)
     _refuse_leftover_auto(config, where)
-    if recipe.train.deepspeed.endswith(".json"):
-        _ask_deepspeed(config, where)
+    if is_their_own:
+        ds_check.ask(config, where)
     return config
 
 
@@ -351,19 +353,6 @@ def _refuse_leftover_auto(node: Any, where: str, path: str = "") -> None:
             _refuse_leftover_auto(value, where, f"{path}.{key}".lstrip("."))
 
 
-def _ask_deepspeed(config: dict[str, Any], where: str) -> None:
-    """What DeepSpeed would refuse at the start of training; for files that did not come with this program."""
-    _quiet_deepspeed()
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    try:
-        DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(["zero_optimization", *map(str, first["loc"])])
-        raise UserError(f"'{path}': {first['msg']}", where=where, mend="mend the file") from None
-
-
 def _place_nvme(config: dict[str, Any], where: str) -> None:
     """Give offloading to NVMe its folder, of this machine and not of the recipe: from the environment."""
     zero = config.get("zero_optimization", {})
@@ -392,7 +381,7 @@ def _place_nvme(config: dict[str, Any], where: str) -> None:
             where=where,
             mend=f"set {NVME_VARIABLE}=FOLDER on a fast local disk, or nvme_path in a copy of the file",
         )
-    if not _has_async_io():
+    if not ds_check.has_async_io():
         raise UserError(
             "DeepSpeed cannot build its async_io operator on this machine, which NVMe needs",
             where=where,
@@ -400,23 +389,9 @@ def _place_nvme(config: dict[str, Any], where: str) -> None:
         )
 
 
-def _has_async_io() -> bool:
-    _quiet_deepspeed()
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    return bool(AsyncIOBuilder().is_compatible(verbose=False))
-
-
-def _quiet_deepspeed() -> None:
-    """What must be set before DeepSpeed is first imported."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-
-
 def _import_deepspeed() -> Any:
     """DeepSpeed without its start-up chatter, and without compiling a shared-memory collective on CPU."""
-    _quiet_deepspeed()
+    ds_check.quiet()
     # DeepSpeed calls collectives by names that torch is about to rename: nothing a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pretrain import engine, preflight, recipe
+from pretrain import ds_check, engine, preflight, recipe
 from pretrain.errors import UserError
 from tests.support import tiny
 
@@ -105,18 +105,52 @@ def test_an_optimizer_on_nvme_is_refused(tmp_path: Path) -> None:
         resolved(str(file))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_deepspeed_knows_every_key_of_the_shipped_files(name: str) -> None:
+    ds_check.refuse_unknown_keys(engine.load_config(name), name)
+
+
 @pytest.mark.parametrize(
-    ("zero", "said"),
+    ("content", "said"),
     [
-        ({"stage": 2, "stge": 1}, "'zero_optimization.stge'"),
-        ({"reduce_bucket_size": "big"}, "reduce_bucket_size"),
+        ({"gradient_cliping": 1.0}, "has no key 'gradient_cliping' -- did you mean 'gradient_clipping'?"),
+        ({"gradient_cliping": "auto"}, "did you mean 'gradient_clipping'?"),
+        ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
+        ({"my_own_remark": "fast"}, "DeepSpeed has no key 'my_own_remark' -- remove it"),
+        ({"zero_optimization": {"stage": 2, "stge": 1}}, "'zero_optimization.stge': "),
+        ({"zero_optimization": {"reduce_bucket_size": "big"}}, "'zero_optimization.reduce_bucket_size': "),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "offload_param.devise': "),
+        ({"wandb": {"enabld": True}}, "'wandb.enabld': "),
+        ({"communication_data_type": "fp8"}, "Invalid communication_data_type"),
+        ({"steps_per_print": 1, "communication_data_type": 16}, "'communication_data_type': "),
+        ({"nebula": {"enabled": True}}, "Nebula checkpointing has been removed"),
+        ({"checkpoint": {"tag_validation": "maybe"}}, "tag_validation value of MAYBE"),
     ],
 )
-def test_what_deepspeed_would_refuse_is_refused_before(
-    tmp_path: Path, zero: dict[str, object], said: str
+def test_what_deepspeed_would_refuse_or_pass_over_is_one_line_that_names_file_and_key(
+    tmp_path: Path, content: dict[str, object], said: str
 ) -> None:
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"zero_optimization": zero}))
-    with pytest.raises(UserError, match=said) as caught:
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
         resolved(str(file))
+    assert str(caught.value).startswith(f"DeepSpeed configuration '{file}': ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_ones_own_may_have_every_section_of_deepspeeds(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    content = {
+        "zero_optimization": {"stage": 1},
+        "comms_logger": {"enabled": False},
+        "flops_profiler": {"enabled": False},
+        "activation_checkpointing": {"profile": False},
+        "csv_monitor": {"enabled": False},
+        "aio": {"block_size": 1048576},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "prescale_gradients": False,
+        "vocabulary_size": 8,
+        "bfloat16": {"enabled": False},
+    }
+    file.write_text(json.dumps(content))
+    assert content.items() <= resolved(str(file)).items()
