@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from tqdm import tqdm
 
-from tools.models import Device, find_device, quiet_transformers
+from tools.models import Device, check_file, find_device, quiet_transformers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -247,9 +247,9 @@ def inspect(
         raise UserError(f"no control '{control}'", mend=f"one of: {', '.join(CONTROLS)}, all")
     if control == "all" and found.table.spans.nouns is None:
         names = [name for name in names if name not in ("factual", "linguistic")]
+    all_counts = [counts(controlled(found, name, seed), dialogues) for name in names]
     typer.echo("control       words   items  by title  items/form  items/utterance  coverage of replies")
-    for name in names:
-        each = counts(controlled(found, name, seed), dialogues)
+    for name, each in zip(names, all_counts, strict=True):
         typer.echo(
             f"{name:<11} {each.words:>7,} {each.items:>7,} {each.exact:>9.1%} {each.items_per_type:>11.1f} "
             f"{each.items_per_utterance:>16.1f} {each.coverage:>19.1f}%"
@@ -275,6 +275,7 @@ def picture(
     from finetune.knowledge.picture import Map, distances, draw, neighbourhood, word_vectors
 
     quiet_transformers()
+    check_file(out)
     around = neighbourhood(word, Annotations.open(annotations), load_all(data, 1.0))
     maps = [Map(Path(place).name or place, word_vectors(place, around.all)) for place in models]
     typer.echo(f"{around.word}: {around.sentence}")

@@ -176,9 +176,9 @@ def look(folder: Path, kind: Kind) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != kind.format:
         raise UserError(f"this is {found or 'something else'}, not {kind.name}", where=str(folder), mend=make)
-    if manifest["version"] != kind.version:
+    if manifest.get("version") != kind.version:
         raise UserError(
-            f"format {manifest['version']} of {kind.name}, this program reads {kind.version}",
+            f"format {manifest.get('version')} of {kind.name}, this program reads {kind.version}",
             where=str(folder),
             mend=make,
         )

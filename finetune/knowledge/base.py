@@ -131,13 +131,14 @@ def build(
     with artifact.making(out) as folder:
         counts: Counter[str] = Counter()
         named: list[tuple[str, int]] = []
+        refused: list[str] = []
         with parquet.ParquetWriter(folder / ITEMS, _SCHEMA, compression="zstd") as writer:
             found = streamed(partial(_chunks, places), partial(_read, options), workers)
-            rows = _items(found, counts, named, told)
+            rows = _items(found, counts, named, refused, told)
             while group := list(islice(rows, ROW_GROUP)):
                 columns = list(zip(*group, strict=True))
                 writer.write_table(pa.table(columns, schema=_SCHEMA))
-        _check(places, counts)
+        _check(places, counts, refused)
         titles.write(folder / TITLES, named)
         facts = {
             "items": counts["items"],
@@ -188,13 +189,18 @@ class _Found:
     sentences: tuple[str, ...] = ()
     dropped: str = ""
     """Why it gave nothing."""
+    refused: str = ""
+    """Of a malformed record: where it is, and what is wrong."""
 
 
 def _read(options: BaseOptions, chunk: Sequence[Article | Reject]) -> list[_Found]:
     found = []
     for article in chunk:
         if isinstance(article, Reject):
-            found.append(_Found("", dropped=_REJECTED))
+            place = f"{article.file}:{article.line}" if article.line else article.file
+            found.append(
+                _Found("", dropped=_REJECTED, refused=f"{place}: {article.detail or article.reason}")
+            )
             continue
         sentences = _sentences(article, options.sentences_per_article)
         reason = reason_to_drop(article, sentences[0] if sentences else "", options)
@@ -212,12 +218,15 @@ def _items(
     found: Iterator[list[_Found]],
     counts: Counter[str],
     named: list[tuple[str, int]],
+    refused: list[str],
     told: Callable[[int, int], None],
 ) -> Iterator[tuple[int, str, str, int]]:
-    """Rows of the table; counts and titles are noted on the way."""
+    """Rows of the table; counts, titles and the first malformed record are noted on the way."""
     for chunk in found:
         for article in chunk:
             counts["articles"] += 1
+            if article.refused and not refused:
+                refused.append(article.refused)
             if article.dropped:
                 counts[article.dropped if article.dropped == _REJECTED else f"-{article.dropped}"] += 1
                 continue
@@ -241,11 +250,11 @@ def _body(article: Article) -> str:
     return rest if titles.folded(first) == titles.folded(article.title) else text
 
 
-def _check(places: Sequence[str], counts: Counter[str]) -> None:
+def _check(places: Sequence[str], counts: Counter[str], refused: Sequence[str]) -> None:
     where = ", ".join(places)
     if counts[_REJECTED] > max(MAX_REJECTED * counts["articles"], 1):
         raise UserError(
-            f"{counts['rejected']} of {counts['articles']} records are malformed",
+            f"{counts['rejected']} of {counts['articles']} records are malformed, the first: {refused[0]}",
             where=where,
             mend="each needs a title and a text",
         )

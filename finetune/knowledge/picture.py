@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from finetune.knowledge.annotations import Annotations, annotated_turns
 from finetune.knowledge.words import StopWords, words
 from pretrain import checkpoint, recipe
 from pretrain.errors import UserError
+from pretrain.files import write_atomically
 from pretrain.plots import BLUE, GREEN, GREY, VERMILION
 from pretrain.recipe import RECIPE_FILE
 
@@ -109,15 +111,17 @@ def word_vectors(place: str, found: Sequence[str]) -> np.ndarray:
 
 
 def draw(around: Neighbourhood, maps: Sequence[Map], out: Path) -> Path:
-    """A panel for each model: two principal components, three clusters, a line to each unheard word."""
+    """A PNG with a panel for each model: two principal components, three clusters, lines to unheard words."""
     figure = Figure(figsize=(7 * len(maps), 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for number, each in enumerate(maps):
         _panel(figure.add_subplot(1, len(maps), number + 1), around, each)
     title = textwrap.shorten(f"{around.word}: “{around.sentence}”", 200, placeholder=" …")
     figure.suptitle(textwrap.fill(title, 80 * len(maps)), fontsize=10)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    write_atomically(out, drawn.getvalue())
     return out
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from finetune.dialogue import jsonl
 from finetune.dialogue.dialogue import Dialogue, Turn
+from finetune.knowledge.annotate import annotate
 from pretrain.errors import UserError
 from tests.support import knowledge
 from tools.knowledge import app
@@ -71,3 +72,23 @@ def test_mistakes_are_one_line(tmp_path: Path, data: str) -> None:
         membart_ki("train-retriever", "--base", tmp_path, "--from", "x", "--out", tmp_path / "r")
     with pytest.raises(UserError, match="no annotations here"):
         membart_ki("inspect", tmp_path / "a", "--data", data)
+
+
+def test_other_dialogues_are_refused_before_anything_is_printed(tmp_path: Path, data: str) -> None:
+    jsonl.write(tmp_path / "other.jsonl", knowledge.dialogues()[4:8])
+    annotate(knowledge.index(), knowledge.dialogues()[:4], tmp_path / "known")
+    result = CliRunner().invoke(
+        app, ["inspect", str(tmp_path / "known"), "--data", f"jsonl:{tmp_path / 'other.jsonl'}"]
+    )
+    assert isinstance(result.exception, UserError)
+    assert "turn 0 was not annotated" in str(result.exception)
+    assert not result.output
+
+
+def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path: Path, data: str) -> None:
+    (tmp_path / "there.png").write_bytes(b"mine")
+    for place, message in (("there.png", "exists already"), ("there.png/p.png", "a file, not a folder")):
+        out = tmp_path / place
+        with pytest.raises(UserError, match=message):
+            membart_ki("picture", "m", "--annotations", "k", "--data", data, "--word", "w", "--out", out)
+    assert (tmp_path / "there.png").read_bytes() == b"mine"

@@ -22,7 +22,7 @@ from finetune.knowledge.parallel import in_order
 from finetune.knowledge.queries import Query, vectors
 from finetune.knowledge.retrieval import Retrieval, RetrievalOptions, Utterance, titled
 from finetune.knowledge.titles import Titles, write
-from finetune.knowledge.words import StopWords, pieces, words
+from finetune.knowledge.words import StopWords, Word, pieces, words
 from pretrain.errors import UserError
 from tests.support import knowledge
 
@@ -98,6 +98,16 @@ def test_the_context_is_read_too() -> None:
     )[0]
     assert near.starts.tolist() == far.starts.tolist()
     assert near.scores[0] != far.scores[0]
+
+
+def test_a_word_is_looked_up_where_it_stands_behind_its_context() -> None:
+    index, before = knowledge.index(), "A badon is a fish of the south."
+    [spans], _ = Retrieval(index)([Utterance("a fish", (before,))])
+    word = Word("fish", len(before) + 3, len(before) + 7)
+    [vector] = vectors(index.retriever, [Query(f"{before} a fish", [word])])[0]
+    assert (spans.starts.tolist(), spans.ends.tolist()) == ([2], [6])
+    assert spans.items[0] == (index.keys @ vector).argmax()
+    assert spans.scores[0] == pytest.approx((index.keys @ vector).max(), abs=1e-5)
 
 
 def test_each_piece_can_have_an_item_of_its_own() -> None:

@@ -41,6 +41,7 @@ def test_random_keeps_how_often_each_item_comes(tmp_path: Path) -> None:
     assert shuffled != items(plain)
     assert [len(row) for row in shuffled] == [len(row) for row in ITEMS]
     assert sorted(chain(*shuffled)) == sorted(chain(*ITEMS))
+    assert any(set(row) - set(own) for row, own in zip(shuffled, ITEMS, strict=True)), "between utterances"
     assert (
         shuffled == items(controlled(plain, "random", seed=1)) != items(controlled(plain, "random", seed=2))
     )

@@ -30,7 +30,8 @@ def unit(count: int, size: int, seed: int) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def test_flat_is_the_argmax(tmp_path: Path) -> None:
+def test_flat_is_the_argmax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.knowledge.index._BLOCK", 3000)
     keys, queries = unit(10_000, 16, 0), unit(200, 16, 1)
     index = indexed(keys, tmp_path / "index", "Flat", 1)
     scores, items = index.search(queries, 1)

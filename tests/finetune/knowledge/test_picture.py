@@ -59,7 +59,7 @@ def test_the_picture_shows_each_model(annotations: Annotations, tmp_path: Path) 
     assert set(far) == {"british", "author"}
     assert far["author"] == pytest.approx(np.linalg.norm(vectors[0] - vectors[2]), rel=1e-5)
     assert near["author"] == pytest.approx(far["author"] / 2, rel=1e-5)
-    one, two = draw(around, maps[:1], tmp_path / "one.png"), draw(around, maps, tmp_path / "two.png")
+    one, two = draw(around, maps[:1], tmp_path / "one.png"), draw(around, maps, tmp_path / "two")
     assert one.read_bytes()[:4] == two.read_bytes()[:4] == b"\x89PNG"
     assert width(two) == 2 * width(one)
 

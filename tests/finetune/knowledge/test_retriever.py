@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from finetune.knowledge import queries
 from finetune.knowledge.queries import Query
-from finetune.knowledge.retriever.loss import match
+from finetune.knowledge.retriever.loss import Matched, match
 from finetune.knowledge.retriever.model import Retriever
 from finetune.knowledge.retriever.settings import RetrieverSettings
 from finetune.knowledge.retriever.train import Progress, few_words, train
@@ -88,6 +89,21 @@ def test_recall_starts_near_chance(tmp_path: Path) -> None:
     assert seen[-1].recall < 0.2
 
 
+def test_special_tokens_belong_to_no_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(tokens: torch.Tensor, *rest: Any) -> Matched:
+        seen.append(len(tokens))
+        return match(tokens, *rest)
+
+    monkeypatch.setattr("finetune.knowledge.retriever.train.match", counted)
+    settings = RetrieverSettings.of([*knowledge.SETTINGS, "steps=1"])
+    place = str(knowledge.model_folder())
+    model = train(knowledge.base(), place, tmp_path / "r", settings, device=CPU)
+    sentences = knowledge.base().sentences(range(len(knowledge.base())))
+    assert set(seen) == {int(model.encode(sentences).real.sum())}
+
+
 def test_an_interrupted_training_ends_the_same(tmp_path: Path) -> None:
     settings = RetrieverSettings.of(
         [
@@ -155,7 +171,12 @@ def test_padding_and_specials_do_not_count() -> None:
     with torch.no_grad():
         alone = model.keys(model.encode(["tree"]))
         padded = model.keys(model.encode(["tree", "A badon is a fish of the south."]))
+        texts = model.encode(["tree"])
+        mean = model.knowledge.states(texts)[0, texts.real[0]].mean(dim=0)
+        own = torch.nn.functional.normalize(model.knowledge.head(mean), dim=-1)
     assert torch.allclose(alone[0], padded[0], atol=1e-5)
+    assert torch.allclose(alone[0], own, atol=1e-5)
+    assert texts.mask.sum() > texts.real.sum()
     assert model.encode(["tree"]).real.sum() == len(
         model.tokenizer("tree", add_special_tokens=False)["input_ids"]
     )
