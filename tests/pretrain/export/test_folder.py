@@ -50,8 +50,8 @@ def test_a_process_without_deepspeed_exports_in_little_memory_and_speaks_the_sam
     output = processes.run(words, 1)[0]
     measured = json.loads(output.splitlines()[-1])
     assert measured["weights"] > 40e6
-    # One model, and what the libraries take: a second copy would make it more than two.
-    assert measured["peak"] < 1.75 * measured["weights"], measured
+    # One model, and what the libraries take, half a model or more: a second copy makes it 2.5 and more.
+    assert measured["peak"] < 2 * measured["weights"], measured
     assert differing(load_file(tmp_path / "model.safetensors"), load_file(job / "live.safetensors")) == []
 
 
