@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from finetune.evaluate import Evaluation
@@ -49,8 +49,18 @@ def table(family: str, found: Evaluation) -> str:
         parts.append(f"![{kind}]({kind}.png)\n")
         parts.append(by_metric(columns))
     if found.predictions:
-        parts.append("\n".join(["Samples:", "", *(_sample(one) for one in found.predictions[:5])]) + "\n")
+        shown = [_sample(one) for one in last_replies(found.predictions)[:5]]
+        parts.append("\n".join(["Samples, each the last reply of a dialogue:", "", *shown]) + "\n")
     return "\n".join(parts)
+
+
+def last_replies(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Of each dialogue the one with most turns before it, which asks most of a memory."""
+    found: dict[str, Prediction] = {}
+    for one in predictions:
+        if one.dialogue not in found or one.turn > found[one.dialogue].turn:
+            found[one.dialogue] = one
+    return list(found.values())
 
 
 def numbered(figures: Mapping[str, float]) -> dict[str, dict[str, dict[int, float]]]:
@@ -82,7 +92,9 @@ def draw(found: Evaluation, folder: Path) -> list[Path]:
 
 def _sample(one: Prediction) -> str:
     heard = one.context[-1] if one.context else ""
-    return f"- `{heard}` -> `{' / '.join(one.replies)}` (reference: `{one.references[0]}`)"
+    return (
+        f"- turn {one.turn + 1}: `{heard}` -> `{' / '.join(one.replies)}` (reference: `{one.references[0]}`)"
+    )
 
 
 def folder_for(fitted: Fitted, split: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -40,6 +41,17 @@ def test_numbered_figures_stand_in_a_table_of_their_own():
     assert "| persona | 0.250 | 0.500 |" in rest
     assert "GPT2-linear" in main
     assert "far larger" in main
+
+
+def test_samples_are_the_last_replies_of_dialogues():
+    said = tuple(
+        Prediction(name, turn, ("heard",), (f"{name}{turn}",), ("hey",))
+        for name in "ab"
+        for turn in (1, 5, 3)
+    )
+    text = results.table("fusion", replace(evaluation(), predictions=said))
+    samples = text.partition("Samples")[2].splitlines()[2:]
+    assert samples == [f"- turn 6: `heard` -> `{name}5` (reference: `hey`)" for name in "ab"]
 
 
 def test_numbered_figures_are_drawn(tmp_path: Path):
