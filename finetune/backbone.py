@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from finetune.configuration import own_fields
-from pretrain import checkpoint
+from pretrain import checkpoint, hub
 from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.errors import CheckpointError, UserError
 from pretrain.export import load_model, restore_weights
@@ -203,6 +203,7 @@ def find(place: str, tokenizer: str | None = None) -> Backbone:
             )
         return Backbone(SCRATCH, None, tokenizer_of(tokenizer))
     if place.startswith(HUB):
+        hub.check(place.removeprefix(HUB))
         return Backbone(place, None, tokenizer_of(tokenizer or place.removeprefix(HUB)))
     folder = Path(place)
     if not folder.is_dir():
@@ -226,6 +227,7 @@ def tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
     """
     if Path(folder).is_file() or (folder.startswith(("/", ".", "~")) and not Path(folder).is_dir()):
         raise UserError("no such tokenizer folder", where=folder, mend="tokenizer=FOLDER")
+    hub.check(folder)
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # of a damaged file the library below raises nothing more special

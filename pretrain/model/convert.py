@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from pretrain import hub
 from pretrain.errors import CheckpointError, UserError
 
 WEIGHT_FILES = (
@@ -74,8 +75,7 @@ def check_place(name: str) -> None:
     """
     folder = Path(name)
     if not folder.is_dir():
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise CheckpointError("no such folder", where=name, mend="name a model folder, or one of the hub")
+        hub.refuse_path(name)
     elif (folder / "checkpoints").is_dir() or (folder / "COMMIT.json").is_file():
         raise CheckpointError(
             "this is a run or a checkpoint, not a model folder",
@@ -93,6 +93,8 @@ def read_checkpoint(name: str, **where: Any) -> Checkpoint:
     """
     if "subfolder" not in where:
         check_place(name)
+    if not where:
+        hub.check(name)
     try:
         config, _ = PreTrainedConfig.get_config_dict(name, **where)
     except (OSError, ValueError, TypeError, AttributeError) as error:
