@@ -41,7 +41,7 @@ app.command()(keys.keys)
 app.command()(demo)
 app.add_typer(bench.app, name="bench", help="Measure speed and memory, as ratios in one run.")
 app.add_typer(slurm.app, name="slurm", help="The pipeline as cluster jobs: submit, status, cancel.")
-app.add_typer(study.app, name="study", help="The paper's experiments at a size that fits a CPU.")
+app.add_typer(study.app, name="study", help="The papers' experiments at a size that fits a CPU.")
 
 
 def main() -> None:

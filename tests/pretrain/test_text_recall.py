@@ -20,7 +20,7 @@ from pretrain.dispatch.batch import Batch
 from pretrain.errors import UserError
 from pretrain.model import VARIANTS
 from tests.support import tiny
-from tools.study import TRIALS, Settings, learn
+from tools.study_recall import TRIALS, Settings, learn
 
 
 def test_table_6_of_the_paper() -> None:

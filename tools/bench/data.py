@@ -12,7 +12,7 @@ from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -22,9 +22,10 @@ from pretrain.corpus.shardset import ShardSet
 from pretrain.corpus.sources import SourceSpec
 from pretrain.corpus.texts import source_texts
 from pretrain.corpus.tokenizer import train_tokenizer
-from pretrain.dispatch import Dispatcher
 from pretrain.noise import NoiseConfig, Vocabulary
-from tools.bench.webdataset_pipeline import pipeline
+
+if TYPE_CHECKING:
+    from pretrain.dispatch import Dispatcher
 
 TARGET_SPEED, TARGET_RATIO = 2e6, 3.0
 AGENTS_PER_LANE = 8
@@ -91,6 +92,8 @@ def measure(shard_set: ShardSet, rows: int, seconds: float, rounds: int) -> Data
     """The three contenders by turns, in this process, on whatever cores it may use."""
     import torch
 
+    from tools.bench.webdataset_pipeline import pipeline
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     touch(shard_set)
@@ -110,6 +113,8 @@ def measure(shard_set: ShardSet, rows: int, seconds: float, rounds: int) -> Data
 
 def dispatcher(shard_set: ShardSet, rows: int) -> Dispatcher:
     """The dispatcher as a training would have it, batches built in the process that takes them."""
+    from pretrain.dispatch import Dispatcher
+
     return Dispatcher(shard_set, lanes=rows // AGENTS_PER_LANE, agents_per_lane=AGENTS_PER_LANE, seed=1)
 
 
@@ -179,6 +184,8 @@ def peak_memory(shard_set: ShardSet, count: int, rows: int) -> float:
 def _grow(shard_set: ShardSet, count: int, rows: int, sender: Connection) -> None:
     training = [vars(shard_set.shards[number]) for number in shard_set.select("train")[:count]]
     few = ShardSet(shard_set.folders[:1], ({**shard_set.manifests[0], "shards": training},))
+    from pretrain.dispatch import Dispatcher  # noqa: F401 -- torch's own memory is not the dispatcher's
+
     before = peak = _own_memory()
     for _ in islice(dispatcher(few, rows), MEMORY_BATCHES):
         peak = max(peak, _own_memory())

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from pretrain.corpus.shardset import ShardSet
 from pretrain.errors import UserError
-from tools import study
+from tools import study_recall
 from tools.cli import app
 
 
 def curve(floor: float, reached_at: int) -> list[float]:
     """Falls in a line from 4 nats to `floor`, and stays there from point `reached_at` on."""
-    return [floor + (4 - floor) * max(0.0, 1 - (i + 1) / reached_at) for i in range(study.POINTS)]
+    return [floor + (4 - floor) * max(0.0, 1 - (i + 1) / reached_at) for i in range(study_recall.POINTS)]
 
 
 def curves(**changes: list[float]) -> dict[str, list[float]]:
@@ -30,13 +30,13 @@ def curves(**changes: list[float]) -> dict[str, list[float]]:
 
 
 def test_the_ranking_puts_the_lowest_final_loss_first() -> None:
-    findings = study.judge(curves())
+    findings = study_recall.judge(curves())
     assert findings["ranking"] == ["membart", "memformer_rezero", "memformer", "shared"]
-    assert study.judge(curves(shared=curve(0.1, 50)))["ranking"][0] == "shared"
+    assert study_recall.judge(curves(shared=curve(0.1, 50)))["ranking"][0] == "shared"
 
 
 def test_gains_count_from_what_is_reached_without_memory() -> None:
-    gain = study.judge(curves())["gain"]
+    gain = study_recall.judge(curves())["gain"]
     assert gain["membart"] == pytest.approx(2.5)
     assert gain["cut"] == pytest.approx(-0.1)
     assert gain["forget"] == 0
@@ -52,15 +52,15 @@ def test_gains_count_from_what_is_reached_without_memory() -> None:
 )
 def test_the_share_of_rezeros_updates(membart: list[float], share: float | None, words: str) -> None:
     made = curves(membart=membart)
-    findings = study.judge(made)
+    findings = study_recall.judge(made)
     assert findings["updates_share"] == share
-    assert words in study.table(made, findings)
+    assert words in study_recall.table(made, findings)
 
 
 def test_a_curve_is_means_over_equal_numbers_of_updates() -> None:
-    assert study.smooth([float(i) for i in range(200)]) == [2 * i + 0.5 for i in range(100)]
-    uneven = study.smooth([1.0] * 250)
-    assert len(uneven) == study.POINTS
+    assert study_recall.smooth([float(i) for i in range(200)]) == [2 * i + 0.5 for i in range(100)]
+    uneven = study_recall.smooth([1.0] * 250)
+    assert len(uneven) == study_recall.POINTS
     assert set(uneven) == {1.0}
 
 
@@ -78,8 +78,10 @@ def test_the_command_leaves_figure_and_figures(shards: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     written = json.loads((tmp_path / "text-recall.json").read_text())
-    assert {name: len(curve) for name, curve in written["curves"].items()} == dict.fromkeys(study.TRIALS, 20)
-    best = study.TRIALS[written["findings"]["ranking"][0]].label
+    assert {name: len(curve) for name, curve in written["curves"].items()} == dict.fromkeys(
+        study_recall.TRIALS, 20
+    )
+    best = study_recall.TRIALS[written["findings"]["ranking"][0]].label
     assert f"1. {best}" in done.stdout
     assert (tmp_path / "text-recall.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".png"]
@@ -89,9 +91,11 @@ def test_a_seed_decides_every_loss(shards: Path) -> None:
     shard_set = ShardSet.open(shards)
 
     def losses(seed: int) -> list[float]:
-        settings = study.Settings(updates=3, seed=seed)
-        batches = study.recall_batches(shard_set, settings)
-        return list(study.learn(study.TRIALS["membart"], settings, shard_set.vocab_size, batches))
+        settings = study_recall.Settings(updates=3, seed=seed)
+        batches = study_recall.recall_batches(shard_set, settings)
+        return list(
+            study_recall.learn(study_recall.TRIALS["membart"], settings, shard_set.vocab_size, batches)
+        )
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
