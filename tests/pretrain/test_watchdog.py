@@ -17,7 +17,7 @@ import pytest
 from pretrain.errors import EXIT_FAILURE, EXIT_REQUEUE, EXIT_RESTART, EXIT_USER_ERROR, UserError
 from pretrain.lifeline import Hub, Spoke
 from pretrain.pulse import Pulse
-from pretrain.watchdog import Limits, Table, Verdict
+from pretrain.standings import Limits, Table, Verdict
 from tests.pretrain import watch_ranks
 from tests.support import forked
 
