@@ -6,7 +6,6 @@ what people said, not what the model did.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,77 +17,18 @@ from torch import Tensor
 
 from finetune import job, stream
 from finetune.batch import TurnBatch
-from finetune.dialogue.dialogue import Dialogue
 from finetune.fitted import Fitted
 from finetune.metrics import Report, Resources, by_history, check_names, evaluate_by
 from finetune.metrics import evaluate as measure
 from finetune.metrics.catalogue import METRICS
-from finetune.metrics.perplexity import perplexity
 from finetune.metrics.prediction import Prediction, write_predictions
-from finetune.recipe import FineTuneRecipe
+from finetune.recipe import FineTuneRecipe, GenerationSection
 from finetune.stream import TurnStream
+from finetune.tally import Recall, Scored, Sums, Tally
 from pretrain.distributed import World
 from pretrain.files import write_atomically
 
 ALONE = World(rank=0, size=1, local_rank=0, address="127.0.0.1", port=0)
-
-
-@dataclass
-class Sums:
-    """Cross-entropy of the target tokens, with memory as in training and with memory reset."""
-
-    nll: float = 0.0
-    nll_reset: float = 0.0
-    tokens: int = 0
-    replies: int = 0
-
-    def add(self, nll: float, nll_reset: float, tokens: int) -> None:
-        self.nll, self.nll_reset = self.nll + nll, self.nll_reset + nll_reset
-        self.tokens, self.replies = self.tokens + tokens, self.replies + 1
-
-    def figures(self, carried: bool) -> dict[str, float]:
-        found = {"perplexity": perplexity(self.nll, self.tokens)}
-        if carried:
-            found["perplexity_reset"] = perplexity(self.nll_reset, self.tokens)
-            found["history_gain"] = found["perplexity_reset"] / found["perplexity"] - 1
-        return found
-
-
-@dataclass
-class Recall:
-    """How often an answer has the word that only an earlier turn tells (tag `recall`, see `synthetic`)."""
-
-    words: dict[tuple[str, int], str]
-    """What must be said, by dialogue and turn."""
-    asked: int = 0
-    right: int = 0
-    right_reset: int = 0
-
-    @classmethod
-    def of(cls, dialogues: Sequence[Dialogue]) -> Recall:
-        tagged = (
-            (dialogue.id, number, turn)
-            for dialogue in dialogues
-            for number, turn in enumerate(dialogue.turns)
-        )
-        return cls(
-            {(name, number): turn.tags["recall"] for name, number, turn in tagged if "recall" in turn.tags}
-        )
-
-    def asks(self, about: Prediction) -> bool:
-        return (about.dialogue, about.turn) in self.words
-
-    def add(self, about: Prediction, reply: str, reply_reset: str) -> None:
-        word = self.words[about.dialogue, about.turn]
-        self.asked += 1
-        self.right += word in reply.split()
-        self.right_reset += word in reply_reset.split()
-
-    def figures(self, carried: bool) -> dict[str, float]:
-        if not self.asked:
-            return {}
-        found = {"recall": self.right / self.asked, "recall_asked": float(self.asked)}
-        return found | ({"recall_reset": self.right_reset / self.asked} if carried else {})
 
 
 @dataclass(frozen=True)
@@ -154,73 +94,78 @@ def evaluate(
     recipe, found, batches = timesteps(
         fitted, split, sources=sources, agents=agents, max_dialogues=max_dialogues
     )
-    data = recipe.data
-    carried = data.memory == "carry" and family.memory_shape(model)[0] > 0
+    carried = recipe.data.memory == "carry" and family.memory_shape(model)[0] > 0
+    how = recipe.generation if generate else None
     cell = family.cell(model).eval()
-    total, recall = Sums(), Recall.of(found.dialogues)
-    sessions: dict[int, Sums] = {}
-    histories: dict[str, Sums] = {}
-    gathered: dict[str, list[Tensor]] = {}
-    predictions: list[Prediction] = []
+    tally = Tally(Recall.of(found.dialogues))
     memory = fitted.memory(agents)
-    for number, cpu_batch in enumerate(batches):
-        batch = cpu_batch.to(model.device)
-        key = ("evaluate", number)
-        live = [row for row, example in enumerate(batch.examples) if example is not None]
-        before = memory
-        with torch.no_grad():
-            nll, memory = _row_losses(cell, batch, before, key, len(family.parts))
-            reset = (
-                _row_losses(cell, batch.with_resets(), before, key, len(family.parts))[0] if carried else nll
-            )
-            for name, values in family.figures(model, batch, before).items():
-                gathered.setdefault(name, []).append(values[live].cpu())
-        counts = family.count(batch, per_row=True).view(len(family.parts), -1)[0].tolist()
-        answer = family.generate(model, batch, before, recipe.generation, key) if generate else None
-        texts = answer.texts if answer else None
-        forgetful = texts
-        if carried and texts and any(recall.asks(e.about) for e in batch.examples if e):
-            forgetful = family.generate(model, batch.with_resets(), before, recipe.generation, key).texts
-        for row in live:
-            example = batch.examples[row]
-            assert example is not None
-            about = example.about
-            group = histories.setdefault(by_history(about), Sums())
-            for sums in (total, sessions.setdefault(about.session, Sums()), group):
-                sums.add(nll[row], reset[row], counts[row])
-            if texts is not None and forgetful is not None:
-                if recall.asks(about):
-                    recall.add(about, *(said[row][0] if said[row] else "" for said in (texts, forgetful)))
-                selected = answer.selected[row] if answer and answer.selected else None
-                predictions.append(dataclasses.replace(about, replies=tuple(texts[row]), selected=selected))
+    for number, batch in enumerate(batches):
+        on_device = batch.to(model.device)
+        scored, memory = _score(
+            fitted, cell, on_device, memory, ("evaluate", number), how, tally.recall if carried else None
+        )
+        tally.add(on_device, scored)
         if progress:
-            progress(total.replies, found.turns)
-    figures = total.figures(carried) | recall.figures(carried)
-    figures |= dict(family.summary({name: torch.cat(values) for name, values in gathered.items()}))
-    report = measure(predictions, names, resources or Resources()) if generate else Report({})
+            progress(tally.total.replies, found.turns)
+    figures = tally.total.figures(carried) | tally.recall.figures(carried)
+    figures |= dict(family.summary(tally.gathered()))
+    report = measure(tally.predictions, names, resources or Resources()) if generate else Report({})
     facts = {
         "family": recipe.family,
         "model": str(fitted.place),
         "split": split,
-        "sources": list(data.sources),
+        "sources": list(recipe.data.sources),
         "dialogues": len(found.dialogues),
-        "replies": total.replies,
-        "target_tokens": total.tokens,
+        "replies": tally.total.replies,
+        "target_tokens": tally.total.tokens,
         "rejected": found.rejected,
-        "memory": data.memory,
-        "context_tokens": data.context_tokens,
+        "memory": recipe.data.memory,
+        "context_tokens": recipe.data.context_tokens,
         "settings": recipe.model,
-        "generation": recipe.generation.model_dump(mode="json") if generate else None,
+        "generation": None if how is None else how.model_dump(mode="json"),
     }
-    by_session = {session: sums.figures(carried) for session, sums in sorted(sessions.items())}
+    by_session = {session: sums.figures(carried) for session, sums in sorted(tally.sessions.items())}
     return Evaluation(
         figures,
         by_session if len(by_session) > 1 else {},
-        _by_history(histories, carried, predictions, names),
+        _by_history(tally.histories, carried, tally.predictions, names),
         report,
-        tuple(predictions),
+        tuple(tally.predictions),
         facts,
     )
+
+
+def _score(
+    fitted: Fitted,
+    cell: Any,
+    batch: TurnBatch,
+    memory: Tensor,
+    key: tuple[int | str, ...],
+    how: GenerationSection | None,
+    carried: Recall | None,
+) -> tuple[Scored, Tensor]:
+    """One timestep, and the memory `[A, slots, d_model]` that it leaves.
+
+    Args:
+        memory: `[A, slots, d_model]`, entering.
+        how: settings of the replies; None: no replies.
+        carried: where memory is carried, the answers that need it; else None.
+    """
+    family, model = fitted.family, fitted.model
+    parts = len(family.parts)
+    with torch.no_grad():
+        nll, after = _row_losses(cell, batch, memory, key, parts)
+        reset = nll if carried is None else _row_losses(cell, batch.with_resets(), memory, key, parts)[0]
+        figures = family.figures(model, batch, memory)
+    tokens = family.count(batch, per_row=True).view(parts, -1)[0].tolist()
+    answer = None if how is None else family.generate(model, batch, memory, how, key)
+    replies = answer.texts if answer else None
+    forgetful = replies
+    asked = carried is not None and any(carried.asks(one.about) for one in batch.examples if one)
+    if how is not None and replies and asked:
+        forgetful = family.generate(model, batch.with_resets(), memory, how, key).texts
+    selected = answer.selected if answer else None
+    return Scored(nll, reset, tokens, figures, replies, forgetful, selected), after
 
 
 def _by_history(
