@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pretrain.errors import UserError
 from tools.figures import blank, save
+from tools.models import check_folder
 from tools.study_runs import (
     Changes,
     Data,
@@ -27,6 +28,9 @@ from tools.study_runs import (
     sweep,
     write,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FAMILY = "dior_cvae"
 ABLATIONS: Mapping[str, tuple[str, ...]] = {
@@ -76,7 +80,8 @@ def dior_dropout(
     from finetune.metrics import papers, table
     from finetune.studies.dior_cvae import equal_pairs
 
-    variants = {f"memory dropout {rate}": (f"model.cross_memory_dropout={rate}",) for rate in _rates(rates)}
+    each = _numbers(rates, "--rates", 0, 1)
+    variants = {f"memory dropout {rate}": (f"model.cross_memory_dropout={rate}",) for rate in each}
     five = [*(changes or []), f"generation.replies={ENOUGH}"]
     found = sweep(_runs(variants, start), data, five, out, split, dialogues, DROPOUT_METRICS)
     (printed,) = (one for one in papers.tables(FAMILY) if one.number == "Table 9")
@@ -97,7 +102,7 @@ def dior_dropout(
     for metric, reason in next(iter(found.values())).metrics.unavailable.items():
         typer.echo(f"{metric}: {reason}")
     write(out / "dropout.json", content)
-    draw_dropout(columns, out / "dropout.png")
+    save(draw_dropout(columns), out / "dropout.png")
 
 
 def dior_steps(
@@ -113,10 +118,11 @@ def dior_steps(
 ) -> None:
     """Table 8: what the model says from latents that were denoised for fewer steps."""
     study = _open(model, overrides)
-    numbers = sorted({int(number) for number in _rates(steps)})
+    numbers = sorted({int(n) for n in _numbers(steps, "--steps", 1, study.model.config.diffusion_steps, 1)})
     for asked in study.last_turns(data or study.fitted.recipe.data.sources[0], split, contexts):
+        replies = study.denoised(asked, numbers, not estimate)
         typer.echo("\n".join(f"context   {text}" for text in asked.context[-3:]))
-        for number, said in zip(numbers, study.denoised(asked, numbers, not estimate), strict=True):
+        for number, said in zip(numbers, replies, strict=True):
             typer.echo(f"step {number:>4} {said}")
         typer.echo("")
 
@@ -134,6 +140,7 @@ def dior_references(
     """Figure 3: perplexity of one to five human replies to the same context, latents from the prior."""
     from finetune.studies.dior_cvae import drawn_references, reference_curve
 
+    check_folder(out)
     curves: dict[str, list[float]] = {}
     texts: list[list[tuple[str, ...]]] = []
     for place in models:
@@ -141,7 +148,8 @@ def dior_references(
         asked = study.last_turns(data, split, contexts, most)
         found = [study.reference_losses(one, samples, seed) for one in asked]
         losses, tokens = zip(*found, strict=True)
-        curves[place.name] = reference_curve(losses, tokens, most, seed)
+        name = str(place) if place.name in curves else place.name
+        curves[name] = reference_curve(losses, tokens, most, seed)
         texts = [drawn_references(asked, count, seed) for count in range(1, most + 1)]
     alike = similarities(texts)
     rows = [("references", *map(str, range(1, most + 1)))]
@@ -150,7 +158,7 @@ def dior_references(
     for name, *cells in rows:
         typer.echo(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
     write(out / "references.json", {"perplexity": curves, "similarity": alike, "contexts": len(texts[0])})
-    draw_references(curves, alike, out / "references.png")
+    save(draw_references(curves, alike), out / "references.png")
 
 
 def _runs(variants: Mapping[str, Sequence[str]], start: str) -> dict[str, Variant]:
@@ -172,7 +180,7 @@ def similarities(texts: Sequence[Sequence[tuple[str, ...]]]) -> list[float]:
     return [1.0 if len(groups[0]) == 1 else similarity(groups, judge) for groups in texts]
 
 
-def draw_dropout(columns: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def draw_dropout(columns: Mapping[str, Mapping[str, float]]) -> Figure:
     """Similarity, and equal pairs, over the dropout rate."""
     from pretrain.plots import BLUE, GREY, VERMILION
 
@@ -190,11 +198,11 @@ def draw_dropout(columns: Mapping[str, Mapping[str, float]], path: Path) -> None
         points = [(rate, column["similarity"]) for rate, column in picked.items() if "similarity" in column]
         if points:
             others.plot(*zip(*points, strict=True), "s--", color=colour, label=label)
-    figure.legend(loc="upper right", frameon=False, fontsize=9)
-    save(figure, path)
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=3)
+    return figure
 
 
-def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float], path: Path) -> None:
+def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float]) -> Figure:
     """Our Figure 3: perplexities on the left, cosine of the references on the right."""
     figure, axes = blank("human references of a context", "perplexity", 6.0, 3.8)
     for name, curve in curves.items():
@@ -203,8 +211,8 @@ def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float
         others = axes.twinx()
         others.plot(range(1, len(alike) + 1), alike, "s--", color="#6B7280", label="cosine of the references")
         others.set_ylabel("cosine")
-    figure.legend(loc="upper right", frameon=False, fontsize=9)
-    save(figure, path)
+    figure.legend(loc="outside upper right", frameon=False, fontsize=9, ncols=3)
+    return figure
 
 
 def _open(place: Path, overrides: Sequence[str] | None) -> Any:
@@ -214,11 +222,24 @@ def _open(place: Path, overrides: Sequence[str] | None) -> Any:
     return Study(load(place, list(overrides or ())))
 
 
-def _rates(text: str) -> list[float]:
+def _numbers(text: str, option: str, least: float, most: float, unit: float = 0) -> list[float]:
+    """Numbers with commas between, from `least` to `most`; whole ones for a `unit` of 1.
+
+    Raises:
+        UserError: something else, or none.
+    """
     try:
-        return [float(word) for word in text.split(",") if word.strip()]
+        found = [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise UserError(f"'{text}' is not a list of numbers", mend="for example 0.1,0.4") from None
+        found = []
+    if not found or not all(least <= number <= most and not (unit and number % unit) for number in found):
+        kind = "whole numbers" if unit else "numbers"
+        raise UserError(
+            f"'{text}' is no list of {kind} from {least:g} to {most:g}",
+            where=option,
+            mend=f"for example {least:g},{most:g}",
+        )
+    return found
 
 
 COMMANDS = (dior_ablation, dior_dropout, dior_steps, dior_references)

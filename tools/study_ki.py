@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -96,7 +96,7 @@ def ki_bodies(
     ),
     out: Out = Path("study/ki-bodies"),
     paper: Annotated[
-        str, typer.Option(help="Data of the paper whose figures stand beside: dailydialog or wow.")
+        Literal["dailydialog", "wow"], typer.Option(help="Data of the paper whose figures stand beside.")
     ] = "dailydialog",
     split: Split = "test",
     dialogues: Dialogues = None,
@@ -109,6 +109,7 @@ def ki_bodies(
     from finetune.metrics import papers
 
     wanted = _chosen(bodies, BODIES, "--bodies")
+    knowledge_coverage(knowledge, ["none"], data, split, dialogues)  # refused before anything is trained
     tokenizer = out / "tokenizer"
     backbone.find(start).tokenizer.save_pretrained(tokenizer)
     found: dict[str, Evaluation] = {}

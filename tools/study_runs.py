@@ -14,6 +14,7 @@ import typer
 
 from pretrain.errors import EXIT_OK, UserError
 from pretrain.files import write_atomically
+from tools.models import check_folder
 
 if TYPE_CHECKING:
     from finetune.evaluate import Evaluation
@@ -56,13 +57,18 @@ def sweep(
         changes: to the recipe of all; a variant's own switches come after them.
 
     Raises:
-        UserError: a run did not end well; what it said stands above.
+        UserError: no such dialogues, no place for the runs, or a run did not end well; what it said stands
+            above.
     """
+    from finetune.dialogue.load import load as read
     from finetune.evaluate import evaluate
     from finetune.fitted import load
     from finetune.metrics import check_names
 
     check_names(metrics)
+    check_folder(out)
+    for source in data:
+        read(source, split)  # what is only asked for after hours of training
     found = {}
     for name, variant in variants.items():
         run = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from finetune.families.dior_cvae import DiorSettings
 from finetune.metrics import METRICS, papers
 from pretrain import recipe as recipes
+from pretrain.errors import UserError
 from tests.support import dialogues as made
 from tests.support import families
 from tools import study_dior
@@ -63,6 +64,27 @@ def test_dropout_study_sets_rates_beside_the_papers(study: tuple[Path, str]) -> 
     assert (root / "out" / "dropout.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_legend_of_two_axes_covers_neither_of_them() -> None:
+    columns = {
+        "0.1": {"equal_pairs": 30.0, "similarity": 0.9},
+        "0.7": {"equal_pairs": 12.0, "similarity": 0.85},
+        "0.7, paper": {"similarity": 0.86},
+    }
+    curves = {"dior_cvae": [30.0, 31.5], "without-diffusion": [33.0, 36.0]}
+    for figure in (study_dior.draw_dropout(columns), study_dior.draw_references(curves, [1.0, 0.8])):
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert len(legend.get_texts()) == 3
+        assert figure.bbox.contains(*box.min)
+        assert figure.bbox.contains(*box.max)
+        assert len(figure.axes) == 2
+        for axes in figure.axes:
+            drawn = axes.get_tightbbox()
+            assert drawn is not None
+            assert not box.overlaps(drawn)
+
+
 def test_trained_models_are_looked_at(study: tuple[Path, str]) -> None:
     root, _ = study
     run, source = str(root / "out" / "memory-dropout-1.0"), f"jsonl:{root / 'data'}"
@@ -73,14 +95,57 @@ def test_trained_models_are_looked_at(study: tuple[Path, str]) -> None:
     told = CliRunner().invoke(
         app,
         [
-            *("study", "dior-references", run, "--data", source, "--contexts", "2", "--most", "1"),
+            *("study", "dior-references", run, run, "--data", source, "--contexts", "2", "--most", "1"),
             *("--samples", "2", "--out", str(root / "references")),
         ],
     )
     assert told.exit_code == 0, told.output
     found = json.loads((root / "references" / "references.json").read_text(encoding="utf-8"))
-    assert list(found["perplexity"]) == ["memory-dropout-1.0"]
+    assert list(found["perplexity"]) == ["memory-dropout-1.0", run]
     assert len(found["perplexity"]["memory-dropout-1.0"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("rates", "split", "message"),
+    [
+        ("2", "valid", "--rates: '2' is no list of numbers from 0 to 1"),
+        ("nan", "valid", "--rates: 'nan' is no list"),
+        (" ,", "valid", "--rates: ' ,' is no list"),
+        ("a", "valid", "--rates: 'a' is no list"),
+        ("0.1", "cake", "no cake split"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_training(
+    tmp_path: Path, rates: str, split: str, message: str
+) -> None:
+    source, out = made.write(tmp_path / "data", train=4, valid=2), tmp_path / "out"
+    words = ["--from", "x", "--data", source, "--rates", rates, "--split", split, "--out", str(out)]
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(app, ["study", "dior-dropout", *words], catch_exceptions=False)
+    assert not out.exists()
+
+
+def test_steps_that_are_none_and_places_that_cannot_be_are_refused(
+    study: tuple[Path, str], tmp_path: Path
+) -> None:
+    root, _ = study
+    run, source = str(root / "out" / "memory-dropout-1.0"), f"jsonl:{root / 'data'}"
+    for steps in ("0", "11", "1.5", "", "nan"):
+        words = ["study", "dior-steps", run, "--data", source, "--steps", steps]
+        with pytest.raises(UserError, match="is no list of whole numbers from 1 to 10"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+    (tmp_path / "file").write_text("x")
+    words = ["study", "dior-references", "none", "--data", source, "--out", str(tmp_path / "file" / "out")]
+    with pytest.raises(UserError, match="a file, not a folder"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_the_benchmark_knows_its_devices():
+    for device, message in (("tpu", "no device 'tpu'"), ("cuda:99", "CUDA device|no device 'cuda:99'")):
+        with pytest.raises(UserError, match=message):
+            CliRunner().invoke(
+                app, ["bench", "dior", "--shape", "small", "--device", device], catch_exceptions=False
+            )
 
 
 def test_the_benchmark_compares_with_the_plain_decoder():

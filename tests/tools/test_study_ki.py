@@ -97,6 +97,17 @@ def test_changes_may_be_for_one_body_alone() -> None:
     assert study_ki.changes_of(given, "bart") == [given[0], given[2], "optimizer.lr=1"]
 
 
+def test_wrong_knowledge_is_refused_before_any_body_is_trained(tmp_path: Path) -> None:
+    source = made.write(tmp_path / "data", train=4, valid=2)
+    ki.write(tmp_path / "other", ki.TALK[:1])
+    for folder, message in (("none", "no annotations here"), ("other", "was not annotated")):
+        words = ["--from", "x", "--data", source, "--knowledge", str(tmp_path / folder), "--split", "valid"]
+        out = tmp_path / "out"
+        with pytest.raises(UserError, match=message):
+            CliRunner().invoke(app, ["study", "ki-bodies", *words, "--out", str(out)], catch_exceptions=False)
+        assert not out.exists()
+
+
 def test_a_row_that_is_none_is_one_line() -> None:
     words = ["--from", "x", "--data", "x:y", "--knowledge", "k"]
     for study, option in (("ki-controls", "--rows"), ("ki-bodies", "--bodies")):

@@ -19,6 +19,7 @@ import typer
 from pretrain.errors import UserError
 from tools.bench.latency import SHAPES, VOCABULARY, sizes
 from tools.bench.model import Device, Json, Precision, Rounds, Seed, synchronize
+from tools.models import find_device
 
 PLAIN = "BART"
 PAPER = {"DialogVED": 131.34, "DELLA (BART)": 128.28, "Dior-CVAE": 123.95}
@@ -53,8 +54,7 @@ def dior(
 
     if shape not in SHAPES:
         raise UserError(f"--shape {shape} is unknown", mend=f"one of: {', '.join(SHAPES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device on this machine", mend="--device cpu")
+    find_device(device)
     torch.manual_seed(seed)
     ids = torch.randint(4, VOCABULARY, (batch, context), device=device)
     how = _options(tokens, beams)
@@ -104,7 +104,8 @@ def _plain(shape: str, ids: Any, how: dict[str, Any], device: str, dtype: str) -
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
-    model = BartForConditionalGeneration(BartConfig(**sizes(shape)))
+    config = BartConfig(**sizes(shape), max_position_embeddings=_positions(ids, how))
+    model = BartForConditionalGeneration(config)
     model = model.to(device, getattr(torch, dtype)).eval()
     return lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)
 
@@ -134,9 +135,15 @@ def _dior(
         diffusion_steps=steps,
         beta_start=start,
         beta_end=end,
+        max_position_embeddings=_positions(ids, how),
     )
     model = DiorForConditionalGeneration(config).to(device, getattr(torch, dtype)).eval()
     return lambda: model.generate(input_ids=ids, **how)
+
+
+def _positions(ids: Any, how: dict[str, Any]) -> int:
+    """Those of BART, or more where the contexts or replies that were asked for need more."""
+    return max(1024, int(ids.shape[1]), 1 + int(how["max_new_tokens"]))
 
 
 def _options(tokens: int, beams: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16: weights and activations.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Every form runs so many times.")]
 Seed = Annotated[int, typer.Option(help="Of weights and inputs.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
