@@ -98,6 +98,7 @@ train() {
         exit 75
     fi
     refuse_fruitless_starts
+    COUNTED=yes # so that dying again and again has an end
     watch_over "$$" "$RUN/metrics.jsonl" "$RUN/checkpoints" &
     local watch=$!
     trap 'note "USR1: the ranks are told to save"; kill -USR1 "$STEP" 2>/dev/null' USR1
@@ -122,12 +123,8 @@ conclude() {
         echo "$JOB.$RESTART $(date +%FT%T)" >"$JOBS/done"
     elif ((code == 75)); then
         again "saved, exit 75"
-    elif ((code == 4 || code > 128)); then
-        if has_saved; then
-            again "a rank hung or died, exit $code"
-        else
-            note "a rank hung or died, exit $code, and there is no checkpoint: not requeued"
-        fi
+    elif [[ -n ${COUNTED:-} ]] && ((code == 4 || code > 128)); then
+        again "a rank hung or died, exit $code"
     fi
     exit "$code"
 }
@@ -231,7 +228,7 @@ kill_steps() {
     scancel --signal=KILL "${steps[@]}" || true
 }
 
-# refuse_fruitless_starts: end a job that starts again and again from the same checkpoint.
+# refuse_fruitless_starts: end a job that starts again and again from the same checkpoint, or from none.
 refuse_fruitless_starts() {
     local newest same
     newest=$(compgen -G "$RUN/checkpoints/step-*/COMMIT.json" | sort | tail -n 1) || true
@@ -298,10 +295,6 @@ free_port() {
 # is_taken PORT: whether a program of this host listens there, by the kernel's own table (state 0A).
 is_taken() {
     grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf %04X "$1") [0-9A-F:]+ 0A " /proc/net/tcp /proc/net/tcp6
-}
-
-has_saved() {
-    compgen -G "$RUN/checkpoints/step-*/COMMIT.json" >/dev/null
 }
 
 job_field() {

@@ -19,6 +19,7 @@ case $2 in
     mistaken) exit 2 ;;
     dies-unsaved) exit 4 ;;
     dies-always) save 1; exit 4 ;;
+    unlucky) exit $((start < 1 ? 4 : 0)) ;;
     stopped) save 1; echo '{"status": "stopped", "why": ""}' >"$run/status.json"; exit 75 ;;
 esac
 ((start == 0)) || exit 0

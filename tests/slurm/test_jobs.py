@@ -60,7 +60,8 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 ENDS = {
     "preempted-twice": ("COMPLETED", "0:0", 2),
     "mistaken": ("FAILED", "2:0", 0),
-    "dies-unsaved": ("FAILED", "4:0", 0),
+    "dies-unsaved": ("FAILED", "1:0", 2),
+    "unlucky": ("COMPLETED", "0:0", 1),
     "dies-always": ("FAILED", "1:0", 3),
     "stopped": ("FAILED", "75:0", 0),
     "cancelled": ("CANCELLED", None, 0),

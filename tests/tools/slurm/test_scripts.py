@@ -50,6 +50,27 @@ def test_ports_of_jobs_lie_below_those_that_the_kernel_gives_away() -> None:
     assert shell("free_port 0; free_port 5999; free_port 6000").split()[:2] == ["20000", "25999"]
 
 
+def test_a_job_starts_so_many_times_from_the_same_checkpoint_or_from_none(tmp_path: Path) -> None:
+    """Every start is counted; a new checkpoint, or another job, begins anew."""
+    settings = f"RUN={tmp_path}/run JOBS={tmp_path} JOB=7 RESTART=0 SITE_MAX_FRUITLESS=2"
+    start = "(refuse_fruitless_starts; echo started)"
+    save = f"mkdir -p {tmp_path}/run/checkpoints/step-1; touch {tmp_path}/run/checkpoints/step-1/COMMIT.json"
+    refused = "error: 2 restarts in a row came to no new checkpoint"
+
+    said = shell(f"{settings}; {start}; {start}; {start} || {save}; {start}; JOB=8; {start}").splitlines()
+    assert [line for line in said if refused not in line] == ["started"] * 4
+    assert refused in said[2]
+
+
+def test_a_program_that_does_not_train_is_not_started_again_when_it_dies(tmp_path: Path) -> None:
+    """Its starts are not counted, and an evaluation that the kernel kills for memory would die for ever."""
+    place = tmp_path / "run" / "checkpoints" / "step-1"
+    place.mkdir(parents=True)
+    (place / "COMMIT.json").touch()
+    settings = f"RUN={tmp_path}/run JOBS={tmp_path} JOB=7 RESTART=0 NODES=()"
+    assert shell(f"{settings}; for code in 4 137; do (conclude $code) || echo $?; done") == "4\n137"
+
+
 @pytest.mark.parametrize(
     "words",
     [
