@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.dialogue.dialogue import Dialogue, Turn
 from tests.support import tiny
+from tests.support.folders import temporary
 
 NAMES = ("anna", "bob", "carl", "dora", "emil", "fay")
 SMALL_TALK = (
@@ -37,12 +38,10 @@ def dialogues(number: int, seed: int = 0, turns: int = 5) -> list[Dialogue]:
 @cache
 def tokenizer_folder() -> Path:
     """A byte-level BPE tokenizer of BART's layout, trained on these words."""
-    import tempfile
-
     from pretrain.corpus.tokenizer import train_tokenizer
 
     texts = [turn.text + "\n\n" for dialogue in dialogues(50) for turn in dialogue.turns]
-    folder = Path(tempfile.mkdtemp(prefix="membart-tokenizer-"))
+    folder = temporary("tokenizer")
     train_tokenizer(texts + ["<conversation starts>\n\nyour persona: A: B:"] * 20, 400).save(folder)
     return folder
 

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from tests.support.folders import temporary
 
 REPOSITORY = Path(__file__).parent.parent.parent
 HEAVY = [
@@ -77,7 +78,7 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
     port = str(_free_port())
-    folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+    folder = temporary("ranks")
     ranks = Ranks([], [])
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH")}
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=str(REPOSITORY))  # for the server, when it starts

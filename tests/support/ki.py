@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from finetune.knowledge.words import words
 from finetune.recipe import DialogueSection
 from tests.support import annotated, tiny
 from tests.support import dialogues as made
+from tests.support.folders import temporary
 
 SIZE = 8
 """Dimensions of the joint space."""
@@ -77,7 +77,7 @@ def write(folder: Path, dialogues: Iterable[Dialogue], tagged: bool = False) -> 
 @cache
 def folder() -> str:
     """Annotations of all that `tests.support.dialogues.write` writes, and of `TALK`."""
-    place = Path(tempfile.mkdtemp(prefix="membart-knowledge-")) / "annotations"
+    place = temporary("knowledge") / "annotations"
     talk = [one for number, count in enumerate((24, 6, 6)) for one in made.dialogues(count, seed=number)]
     write(place, [*talk, *TALK])
     return str(place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from finetune.knowledge.retriever.model import Retriever
 from finetune.knowledge.retriever.settings import RetrieverSettings
 from finetune.knowledge.retriever.train import train
 from tests.support import tiny
+from tests.support.folders import temporary
 
 SETTINGS = (
     *("joint_size=64", "head_size=128", "head_dropout=0.0", "margin=0.2", "lr=6e-3", "head_lr=6e-3"),
@@ -57,7 +57,7 @@ def model_folder() -> Path:
     """An exported MemBART of two layers with a tokenizer that splits the made-up titles."""
     from pretrain.corpus.tokenizer import train_tokenizer
 
-    folder = Path(tempfile.mkdtemp(prefix="membart-knowledge-"))
+    folder = temporary("knowledge")
     texts = [sentence for _, sentence in articles()] + [
         turn.text for dialogue in dialogues() for turn in dialogue.turns
     ]
@@ -69,7 +69,7 @@ def model_folder() -> Path:
 @cache
 def base() -> KnowledgeBase:
     """The knowledge base of the articles."""
-    folder = Path(tempfile.mkdtemp(prefix="membart-knowledge-"))
+    folder = temporary("knowledge")
     return build([str(table(folder / "wiki.tsv"))], folder / "base")
 
 
@@ -78,7 +78,7 @@ def retriever_folder() -> Path:
     """A retriever that knows the articles."""
     import torch
 
-    out = Path(tempfile.mkdtemp(prefix="membart-knowledge-")) / "retriever"
+    out = temporary("knowledge") / "retriever"
     train(base(), str(model_folder()), out, RetrieverSettings.of(SETTINGS), device=torch.device("cpu"))
     return out
 
@@ -92,5 +92,5 @@ def retriever() -> Retriever:
 @cache
 def index() -> KnowledgeIndex:
     """Exact search over the articles."""
-    out = Path(tempfile.mkdtemp(prefix="membart-knowledge-")) / "index"
+    out = temporary("knowledge") / "index"
     return build_index(base().folder, retriever_folder(), out)
