@@ -20,28 +20,60 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Pretrain stateful dialogue models: raw text to shards to MemBART to a model folder.",
+    help="Raw text to a pretrained MemBART, and from there to five families of dialogue models.\n\n"
+    "`membart demo` shows all of it at a small size; docs/commands.md has the page for each command.",
 )
-app.add_typer(shards.app, name="shards", help="Raw corpora to shard sets: build, verify, stats, peek.")
-app.add_typer(dialogues.app, name="data", help="Dialogues: inspect, convert, make-synthetic.")
-app.add_typer(knowledge.app, name="ki", help="Word knowledge: base, train-retriever, index, annotate.")
-app.command()(pretrain)
-app.command()(finetune)
-app.command()(finetuning.evaluate)
-app.command()(finetuning.generate)
-app.command()(serving.serve)
-app.command()(export.export)
-app.command("import")(export.import_)
-app.command()(fill.fill)
-app.command()(tracking.report)
-app.command()(tracking.sync)
-app.command()(planning.plan)
-app.command()(simulate.simulate)
-app.command()(keys.keys)
-app.command()(demo)
-app.add_typer(bench.app, name="bench", help="Measure speed and memory, as ratios in one run.")
-app.add_typer(slurm.app, name="slurm", help="The pipeline as cluster jobs: submit, status, cancel.")
-app.add_typer(study.app, name="study", help="The papers' experiments at a size that fits a CPU.")
+# The headings under which the help has the commands.
+TEXT, TALK = "From text to a model", "From a model to dialogues"
+CLUSTERS, FIGURES = "Clusters", "Measurements"
+
+app.command(rich_help_panel=TEXT)(demo)
+app.add_typer(
+    shards.app,
+    name="shards",
+    help="Raw corpora to shard sets: tokenizer, build, verify, stats, peek.",
+    rich_help_panel=TEXT,
+)
+app.command(rich_help_panel=TEXT)(keys.keys)
+app.command(rich_help_panel=TEXT)(pretrain)
+app.command(rich_help_panel=TEXT)(fill.fill)
+app.command(rich_help_panel=TEXT)(tracking.report)
+app.command(rich_help_panel=TEXT)(tracking.sync)
+app.command(rich_help_panel=TEXT)(export.export)
+app.command("import", rich_help_panel=TEXT)(export.import_)
+app.add_typer(
+    dialogues.app,
+    name="data",
+    help="Dialogues: inspect, convert, make-synthetic.",
+    rich_help_panel=TALK,
+)
+app.add_typer(
+    knowledge.app,
+    name="ki",
+    help="Word knowledge: base, train-retriever, index, annotate, inspect, picture.",
+    rich_help_panel=TALK,
+)
+app.command(rich_help_panel=TALK)(finetune)
+app.command(rich_help_panel=TALK)(finetuning.evaluate)
+app.command(rich_help_panel=TALK)(finetuning.generate)
+app.command(rich_help_panel=TALK)(serving.serve)
+app.command(rich_help_panel=CLUSTERS)(planning.plan)
+app.command(rich_help_panel=CLUSTERS)(simulate.simulate)
+app.add_typer(
+    slurm.app,
+    name="slurm",
+    help="A whole pipeline as cluster jobs: submit, status, cancel.",
+    rich_help_panel=CLUSTERS,
+)
+app.add_typer(
+    bench.app, name="bench", help="Measure speed and memory, as ratios in one run.", rich_help_panel=FIGURES
+)
+app.add_typer(
+    study.app,
+    name="study",
+    help="The papers' experiments at a size that fits a CPU.",
+    rich_help_panel=FIGURES,
+)
 
 
 def main() -> None:
