@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from finetune.families.dior_cvae.configuration import DiorConfig
 from finetune.families.dior_cvae.diffusion import LOG_2PI
 
-LOG_VARIANCE_LIMIT = 5.0
-"""Means and log variances are kept within this of zero."""
+LIMIT = 5.0
+"""Means and log variances are clamped to ±this, as in the authors' code; no gradient comes from beyond."""
 
 Draw = Callable[[int, Tensor, Tensor], Tensor]
 """(group, mean [B, z], standard deviation [B, z]) -> its value."""
@@ -77,7 +77,7 @@ class GaussianHead(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """[B, inputs] -> two times [B, z]."""
         found = self.output(torch.tanh(self.hidden(inputs)))
-        mean, log_variance = found.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT).chunk(2, dim=-1)
+        mean, log_variance = found.clamp(-LIMIT, LIMIT).chunk(2, dim=-1)
         return mean, log_variance
 
 
@@ -97,6 +97,14 @@ class Gaussians:
         """E_q[-log N(z; mean, exp(log_variance))], [B], in closed form."""
         spread = (self.mean - mean).square() + self.log_variance.exp()
         return 0.5 * (LOG_2PI + log_variance + spread * (-log_variance).exp()).sum(dim=(1, 2))
+
+    def at_limit(self) -> tuple[Tensor, Tensor]:
+        """Shares of means and of log variances that get no gradient for being at their limit, [B] each."""
+        means, log_variances = (
+            (found.detach().abs() >= LIMIT).flatten(1).double().mean(dim=1)
+            for found in (self.mean, self.log_variance)
+        )
+        return means, log_variances
 
     def standard_divergence(self) -> Tensor:
         """KL(q_l || N(0, I)) of each group, [B, L]."""

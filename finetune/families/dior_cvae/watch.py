@@ -1,7 +1,7 @@
 """What to look at in evaluation: whether the latents live, and how well the prior finds them.
 
 Collapse shows as no difference between the cross-entropy with the posterior's latents, with the prior's and
-with those of another reply.
+with those of another reply. Of means and variances at their limit nothing is learnt any more.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def gather(
         drawn, context, normal([(*key, "bound") for key in keys], (config.latent_total,), device)
     )
     words = _words(batch.labels, config)
+    means_at_limit, variances_at_limit = drawn.at_limit()
     found = {
         "tokens": (batch.labels != IGNORED).sum(dim=1),
         "nll_posterior": model.token_losses(read, batch.labels, drawn.sample, per_row=True)[0],
@@ -50,6 +51,8 @@ def gather(
         "divergence": drawn.negative_entropy() + bound,
         "divergence_from_standard": drawn.standard_divergence(),
         "posterior_mean": drawn.mean.flatten(1),
+        "means_at_limit": means_at_limit,
+        "variances_at_limit": variances_at_limit,
     }
     if isinstance(prior, DiffusionPrior):
         found["divergence_slack"] = torch.full_like(bound, prior.objective.slack(config.latent_total))
@@ -85,6 +88,8 @@ def summarize(gathered: Mapping[str, Tensor]) -> dict[str, float]:
         "kl_reply": float(divergence.mean()),
         "elbo_token": posterior + float(divergence.sum() / tokens),
         "active_units": float(active_units(wide["posterior_mean"].numpy())) if len(divergence) > 1 else 0.0,
+        "means_at_limit": float(wide["means_at_limit"].mean()),
+        "variances_at_limit": float(wide["variances_at_limit"].mean()),
     }
     for group, value in enumerate(wide["divergence_from_standard"].mean(dim=0).tolist(), 1):
         found[f"kl_standard_group_{group}"] = value

@@ -326,6 +326,8 @@ def test_evaluation_figures_tell_living_latents_from_dead_ones(trained):
     assert summary["elbo_token"] > math.log(summary["perplexity_content"]) - 5
     dead = which.summary({**found, "posterior_mean": torch.zeros(3, 8)})
     assert dead["active_units"] == 0 < summary["active_units"]
+    for name in ("means_at_limit", "variances_at_limit"):
+        assert summary[name] == pytest.approx(float(found[name].mean()))
     assert len([name for name in summary if name.startswith("kl_standard_group_")]) == 2
 
 

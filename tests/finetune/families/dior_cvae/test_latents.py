@@ -54,12 +54,43 @@ def test_the_posterior_sees_context_and_reply_in_every_group():
         assert bool(of_reply.any())
 
 
+def test_every_group_knows_all_groups_below_it_and_no_other():
+    model = dior.model(encoder_layers=3, decoder_layers=3)
+    torch.manual_seed(0)
+    features, latents = torch.randn(1, 3, 2 * 16), torch.randn(1, 3, 4, requires_grad=True)
+    means = model.latent.posterior.given(features, latents).mean
+    for group in range(3):
+        (gradient,) = torch.autograd.grad(
+            means[:, group].sum(), latents, retain_graph=True, allow_unused=True
+        )
+        heard = [False] * 3 if gradient is None else gradient.any(dim=2)[0].tolist()
+        assert heard == [other < group for other in range(3)]
+
+
 def test_means_and_log_variances_are_kept_within_limits():
     model = dior.model(latent_init_std=50.0)
     context, noise = context_and_noise(model)
     found = model.recognize(BATCH.labels, 100 * context, noise)
     assert found.log_variance.abs().max().item() == 5.0
     assert found.mean.abs().max().item() == 5.0
+
+
+def test_what_stands_at_its_limit_gets_no_gradient_and_is_counted():
+    mean = torch.tensor([[[5.0, -5.0], [4.9, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    log_variance = torch.tensor([[[0.0, 0.0], [0.0, -5.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    counted = Gaussians(mean, log_variance, mean).at_limit()
+    assert [shares.tolist() for shares in counted] == [[0.5, 0.0], [0.25, 0.0]]
+
+    model = dior.model(latent_init_std=50.0)
+    context, noise = context_and_noise(model)
+    found = model.recognize(BATCH.labels, 100 * context, noise)
+    stuck = found.mean.abs() == 5.0
+    assert float(found.at_limit()[0].mean()) == pytest.approx(float(stuck.double().mean()))
+    (gradient,) = torch.autograd.grad(
+        found.mean[stuck].sum(), [model.latent.posterior.heads[0].output.weight]
+    )
+    assert bool(stuck.any())
+    assert not gradient.any()
 
 
 def test_a_fresh_posterior_is_nearly_standard_normal():
@@ -95,6 +126,21 @@ def test_padding_of_a_batch_changes_no_part_of_the_loss():
     }
     found = [losses(model, batch) for batch in (BATCH, TurnBatch(wide, BATCH.examples))]
     assert torch.allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [4, 0])
+def test_each_group_pools_what_its_own_encoder_layer_says(slots):
+    model = dior.model(memory_len=slots, encoder_layers=3, decoder_layers=3)
+    said: list[Tensor] = []
+    for layer in model.model.encoder.layers:
+        layer.register_forward_hook(
+            lambda module, args, out: said.append(out[0] if isinstance(out, tuple) else out)
+        )
+    read = model.read(BATCH, model.construct_memory(3))
+    context = model.condition(read, BATCH.attention_mask)
+    assert len(said) == 3
+    for group, (pool, states) in enumerate(zip(model.latent.pool, said, strict=True)):
+        assert torch.allclose(context[:, group], pool(states, BATCH.attention_mask), atol=1e-6)
 
 
 def test_slots_join_the_pool_of_the_context_where_wanted():
