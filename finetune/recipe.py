@@ -43,7 +43,7 @@ class DialogueSection(Section):
     validation_dialogues: int | None = Field(default=None, gt=0)
     """Validate on only so many."""
     max_rejected: float = Field(default=0.05, ge=0, le=1)
-    """Share of a source's records that may be malformed before the run stops."""
+    """Share of a source's records that may be malformed; a single one always may, unless this is 0."""
 
     @field_validator("memory", mode="before")
     @classmethod

@@ -150,8 +150,7 @@ def _report(found: Dialogues, counts: dict[str, int | float]) -> Iterator[str]:
 
 
 def _refusal(reject: Reject) -> str:
-    place = f"{reject.file}:{reject.line}" if reject.line else reject.file
-    return f"  refused {place}: {reject.reason.replace('_', ' ')} {reject.detail}".rstrip()
+    return f"  refused {reject.place}: {reject.why}"
 
 
 def _sample(dialogue: Dialogue, turns: int) -> Iterator[str]:

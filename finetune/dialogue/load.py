@@ -159,7 +159,7 @@ def load(spec: str, split: str | None = None, *, max_rejected: float = MAX_REJEC
         for each of valid and test, whatever splits the data have. split: train, valid or test; None is all
         there are. `valid_seen` and the like are parts of a split. Data without splits are carved: 10 % each
         for valid and test, by a hash of the dialogues' names. max_rejected: share of the records that may
-        be malformed; those are skipped and told in `rejected`.
+        be malformed, and one may in any case unless it is 0; those are skipped and told in `rejected`.
 
     Raises:
         UserError: nothing there, no such split, a damaged file, or more malformed records than allowed.
@@ -280,8 +280,7 @@ def _check(source: Source, good: int, rejects: Sequence[Reject], max_rejected: f
     if rejects and (not good or len(rejects) > math.ceil(max_rejected * total)):
         first = rejects[0]
         raise UserError(
-            f"{len(rejects)} of {total} records are malformed, the first: "
-            f"{first.reason.replace('_', ' ')}{': ' if first.detail else ''}{first.detail}",
-            where=f"{first.file}:{first.line}" if first.line else first.file,
+            f"{len(rejects)} of {total} records are malformed, the first: {first.why}",
+            where=first.place,
             mend=f"mend them, allow a larger share than {max_rejected:g}, or is this no {source.name}?",
         )

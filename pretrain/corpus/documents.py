@@ -34,6 +34,16 @@ class Reject:
         """The reject that `error`, raised while reading `file`, stands for."""
         return cls(file, error.reason, error.detail, error.line, error.byte)
 
+    @property
+    def place(self) -> str:
+        """Where a person finds it."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    @property
+    def why(self) -> str:
+        """What is wrong with it, for a person."""
+        return f"{self.reason.replace('_', ' ')}{': ' if self.detail else ''}{self.detail}"
+
 
 @dataclass(frozen=True)
 class InputFile:

@@ -137,6 +137,18 @@ def test_malformed_records_are_skipped_up_to_a_share(tmp_path: Path) -> None:
         load(f"jsonl:{path}", max_rejected=0.0)
 
 
+def test_a_single_malformed_record_of_few_is_skipped_unless_none_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(_line("a") + "{\n" + _line("b"))
+    found = load(f"jsonl:{path}")
+    assert (len(found), [reject.place for reject in found.rejected]) == (2, [f"{path}:2"])
+    with pytest.raises(UserError, match="1 of 3 records are malformed"):
+        load(f"jsonl:{path}", max_rejected=0)
+    path.write_text(_line("a") + "{\n{\n")
+    with pytest.raises(UserError, match="2 of 3 records are malformed"):
+        load(f"jsonl:{path}")
+
+
 def test_a_file_that_is_hopeless_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{\n" * 5000)
     with pytest.raises(UserError, match="1000 of 1000 records"):
