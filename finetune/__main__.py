@@ -70,7 +70,7 @@ def run(
             return EXIT_OK
         job.model  # noqa: B018 -- what the backbone cannot give is told before the ranks meet
         if world.is_first:
-            print(job.weights_text, file=sys.stderr)
+            print(job.opening, file=sys.stderr)
     except UserError as error:
         return launch.refuse(error)
     return launch.run_job(job, world)

@@ -24,6 +24,7 @@ from finetune.recipe import FineTuneRecipe
 from finetune.stream import TurnStream, Unit
 from pretrain import engine, preflight, replay
 from pretrain.checkpoint import Checkpoint
+from pretrain.corpus.documents import Reject
 from pretrain.corpus.tokenizer import TOKENIZER_FOLDER
 from pretrain.distributed import World
 from pretrain.errors import UserError
@@ -39,17 +40,25 @@ class Data:
 
     dialogues: tuple[Dialogue, ...]
     units: tuple[Unit, ...]
-    rejected: int
-    """Malformed records that were left out; `membart data inspect` names them."""
+    rejected: tuple[Reject, ...]
+    """Malformed records that were left out."""
 
     @property
     def turns(self) -> int:
         """Replies of one pass."""
         return sum(len(unit.turns) for unit in self.units)
 
+    @property
+    def left_out(self) -> str:
+        """What a person should know of the malformed records; `membart data inspect` names more of them."""
+        if not self.rejected:
+            return ""
+        first = self.rejected[0]
+        return f"malformed records left out: {len(self.rejected):,}, the first {first.place}: {first.why}"
+
     def __str__(self) -> str:
-        left_out = f", {self.rejected:,} malformed records left out" if self.rejected else ""
-        return f"{len(self.dialogues):,} dialogues, {self.turns:,} replies{left_out}"
+        found = f"{len(self.dialogues):,} dialogues, {self.turns:,} replies"
+        return f"{found}; {self.left_out}" if self.rejected else found
 
 
 class FineTuning:
@@ -111,9 +120,15 @@ class FineTuning:
         return model
 
     @property
-    def weights_text(self) -> str:
-        """Where the model's tensors came from, for a person."""
-        return self._weights.text() if self._weights else f"{self.recipe.name}: resumes its own weights"
+    def opening(self) -> str:
+        """What a person should know at the start: what of the data was left out, where weights came from."""
+        pairs = (("train", self.train), ("validation", self.validation))
+        left_out = [f"{split}: {data.left_out}" for split, data in pairs if data.rejected]
+        return "\n".join([*left_out, self._weights_text])
+
+    @property
+    def _weights_text(self) -> str:
+        return self._weights.text if self._weights else f"{self.recipe.name}: resumes its own weights"
 
     @property
     def memory_shape(self) -> tuple[int, int]:
@@ -180,7 +195,7 @@ class FineTuning:
         self.tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
         if self._weights is not None:
             self._weights.save(folder)
-            save_section(folder, "weights", Section("Where the weights come from", self._weights.text()))
+            save_section(folder, "weights", Section("Where the weights come from", self._weights.text))
 
     def tags(self) -> dict[str, str]:
         return {"family": self.recipe.family, "data_hash": self.data_hash, "backbone": self.recipe.backbone}
@@ -204,7 +219,7 @@ class FineTuning:
             ("steps", f"{recipe.train.steps:,} of {recipe.replay.horizon} timesteps"),
         ]
         table = "\n".join(f"{label:>12}  {value}" for label, value in rows)
-        return f"{table}\n{self.weights_text}"
+        return f"{table}\n{self._weights_text}"
 
 
 def _size(example: Example) -> int:
@@ -237,15 +252,15 @@ def read(recipe: FineTuneRecipe, family: Family, split: str) -> Data:
     if split != "train" and data.validation_dialogues:
         limit = data.validation_dialogues
     dialogues: list[Dialogue] = []
-    rejected = 0
+    rejected: list[Reject] = []
     for source in data.sources:
         found = load(source, split, max_rejected=data.max_rejected)
         dialogues += list(found)[:limit]
-        rejected += len(found.rejected)
+        rejected += found.rejected
     made = stream.units(dialogues, family, data)
     if not made:
         raise _nothing_to_learn(recipe, dialogues, split)
-    return Data(tuple(dialogues), tuple(made), rejected)
+    return Data(tuple(dialogues), tuple(made), tuple(rejected))
 
 
 def _nothing_to_learn(recipe: FineTuneRecipe, dialogues: Sequence[Dialogue], split: str) -> UserError:

@@ -1,11 +1,9 @@
-"""Where every tensor of a fine-tuned model came from, and what of the backbone was not taken."""
+"""The map of where every tensor of a fine-tuned model came from, and what of the backbone was not taken."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,39 +12,9 @@ from finetune.backbone import Backbone
 from pretrain.errors import CheckpointError
 from pretrain.export import named_tensors
 from pretrain.model.convert import is_memory, twin
-from pretrain.model.origins import FRESH, Origin
+from pretrain.model.origins import FRESH, Origin, WeightMap
 
-WEIGHTS_FILE = "weights.json"
-
-
-@dataclass(frozen=True)
-class WeightMap:
-    """The report; nothing of the backbone is dropped in silence."""
-
-    backbone: str
-    tensors: tuple[Origin, ...]
-    unused: Mapping[str, str] = field(default_factory=dict)
-    """Backbone tensors that were not taken, with the reason."""
-
-    def text(self) -> str:
-        """A few lines: how many tensors and parameters came from where, which groups are fresh or unused."""
-        taken = [origin for origin in self.tensors if origin.source != FRESH]
-        fresh = [origin for origin in self.tensors if origin.source == FRESH]
-        lines = [
-            f"weights from {self.backbone}: {len(taken)} tensors ({_count(taken):,} parameters), "
-            f"{len(fresh)} fresh ({_count(fresh):,})"
-        ]
-        for group, number in _groups(origin.name for origin in fresh).items():
-            lines.append(f"  fresh   {group} ({number} tensors)")
-        for reason in dict.fromkeys(self.unused.values()):
-            names = [name for name, why in self.unused.items() if why == reason]
-            for group, number in _groups(names).items():
-                lines.append(f"  unused  {group} ({number} tensors): {reason}")
-        return "\n".join(lines)
-
-    def save(self, folder: Path) -> None:
-        """Write the whole map as JSON."""
-        (folder / WEIGHTS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+__all__ = ["WeightMap", "all_fresh", "from_backbone", "load_mapped", "traced"]
 
 
 def load_mapped(
@@ -123,23 +91,10 @@ def traced(found: WeightMap, first: WeightMap) -> WeightMap:
     """`found` by where its sources, the tensors of `first`, came from themselves, with the notes of both."""
     named = {origin.name: origin for origin in first.tensors}
     rows = (_through(origin, named.get(origin.source)) for origin in found.tensors)
-    return WeightMap(found.backbone, tuple(rows), {**first.unused, **found.unused})
+    return WeightMap(found.source, tuple(rows), {**first.unused, **found.unused})
 
 
 def _through(origin: Origin, first: Origin | None) -> Origin:
     if first is None:
         return origin
     return replace(origin, source=first.source, note="; ".join(filter(None, (first.note, origin.note))))
-
-
-def _count(origins: Iterable[Origin]) -> int:
-    return sum(torch.Size(origin.shape).numel() for origin in origins)
-
-
-def _groups(names: Iterable[str]) -> dict[str, int]:
-    """Names with their layer numbers replaced by a star, and how many fell on each pattern."""
-    found: dict[str, int] = {}
-    for name in names:
-        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        found[pattern] = found.get(pattern, 0) + 1
-    return found

@@ -5,10 +5,9 @@ Nothing in the source is executed: safetensors, or `.bin` files under `weights_o
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from pretrain.model.modeling import MemBartForConditionalGeneration
 from pretrain.model.origins import WeightMap, trace
 from pretrain.modelcard import MEMORY_USAGE
 from pretrain.provenance import versions
-
-WEIGHTS_FILE = "weights.json"
 
 _SIZES = (
     "vocab_size",
@@ -119,7 +116,7 @@ def import_model(
             raise UserError(f"generation settings: {reason}", where=source, mend="correct them") from None
         no_tokenizer = _take_tokenizer(source, tokenizer, config.vocab_size, aside)
         report = trace(found, fitted, {name: place.shape for name, place in named_tensors(model).items()})
-        (aside / WEIGHTS_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        report.save(aside)
         (aside / "README.md").write_text(_card(found, report, config, out.name), encoding="utf-8")
         _verify(model, fitted, aside, as_dtype)
     return Imported(out, report, no_tokenizer)

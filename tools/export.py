@@ -98,7 +98,8 @@ def import_(
     seed: Annotated[int, typer.Option(help="Of the tensors that plain BART does not have.")] = 0,
 ) -> None:
     """Turn the MemBART authors' published layout, or a plain BART, into a model folder of ours."""
-    from pretrain.importing import WEIGHTS_FILE, import_model
+    from pretrain.importing import import_model
+    from pretrain.model.origins import WEIGHTS_FILE
     from pretrain.recipe import apply
 
     changes: dict[str, object] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from pretrain.model.convert import FREE_OF_CHOICE, MEMORY_BIAS, SHARED, TIED, Checkpoint, twin
 
 FRESH = "fresh"
+WEIGHTS_FILE = "weights.json"
 
 
 @dataclass(frozen=True)
@@ -27,27 +30,36 @@ class Origin:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Every tensor of the model, and every one of the source that was not taken."""
+    """Every tensor of the model, and of the source every one that was not taken: none is lost in silence."""
 
     source: str
+    """What the weights were taken from, as a person names it."""
     tensors: tuple[Origin, ...]
-    unused: Mapping[str, str]
+    unused: Mapping[str, str] = field(default_factory=dict)
     """Name in the source's files -> why it was not taken."""
 
     @property
     def text(self) -> str:
-        """A line for each way in which tensors came, and each reason why some did not."""
-        groups: dict[str, list[str]] = {}
-        for origin in self.tensors:
-            note = origin.note or "as in the source"
-            groups.setdefault(f"fresh: {note}" if origin.source == FRESH else note, []).append(origin.name)
-        for name, reason in self.unused.items():
-            groups.setdefault(f"not taken: {reason}", []).append(name)
-        width = max(len(str(len(names))) for names in groups.values())
-        return "\n".join(
-            f"{len(names):>{width}}  {what}  ({names[0]}{', ...' if len(names) > 1 else ''})"
-            for what, names in groups.items()
-        )
+        """How many tensors and parameters came from where; what was changed on the way, fresh or unused."""
+        taken = [origin for origin in self.tensors if origin.source != FRESH]
+        fresh = [origin for origin in self.tensors if origin.source == FRESH]
+        lines = [
+            f"weights from {self.source}: {len(taken)} tensors ({_parameters(taken):,} parameters), "
+            f"{len(fresh)} fresh ({_parameters(fresh):,})"
+        ]
+        for note, names in _by_reason((origin.name, origin.note) for origin in taken if origin.note):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"  taken   {names[0]}{more}: {note}")
+        for note, names in _by_reason((origin.name, origin.note) for origin in fresh):
+            lines += (f"  fresh   {line}" for line in _by_pattern(names, note))
+        for reason, names in _by_reason(self.unused.items()):
+            lines += (f"  unused  {line}" for line in _by_pattern(names, reason))
+        return "\n".join(lines)
+
+    def save(self, folder: Path) -> None:
+        """Write the whole map as `WEIGHTS_FILE`."""
+        content = json.dumps(asdict(self), indent=1) + "\n"
+        (folder / WEIGHTS_FILE).write_text(content, encoding="utf-8")
 
 
 def trace(found: Checkpoint, fitted: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> WeightMap:
@@ -83,3 +95,29 @@ def _origin(
         return found.names[origin], "a copy of its twin in the token stream"
     assert name == MEMORY_BIAS, f"nobody knows where {name} came from"
     return found.names[name], f"resized from {found.weights[name].shape[1]} slots"
+
+
+def _parameters(origins: Iterable[Origin]) -> int:
+    return sum(torch.Size(origin.shape).numel() for origin in origins)
+
+
+def _by_reason(pairs: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
+    """(name, reason) -> (reason, its names), in the order in which they come."""
+    found: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        found.setdefault(reason, []).append(name)
+    return found.items()
+
+
+def _by_pattern(names: Iterable[str], reason: str) -> Iterable[str]:
+    """A line for all names that differ by the number of a layer alone."""
+    found: dict[str, int] = {}
+    for name in names:
+        pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        found[pattern] = found.get(pattern, 0) + 1
+    why = f": {reason}" if reason else ""
+    return [f"{pattern} ({_tensors(number)}){why}" for pattern, number in found.items()]
+
+
+def _tensors(number: int) -> str:
+    return "1 tensor" if number == 1 else f"{number} tensors"

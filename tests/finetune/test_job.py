@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from finetune.__main__ import resolve
-from finetune.job import make_family, read
+from finetune.job import FineTuning, make_family, read
 from finetune.recipe import FineTuneRecipe
 from pretrain.errors import UserError
 from tests.support import dialogues as made
@@ -31,13 +31,18 @@ def test_replies_that_the_family_does_not_want_are_told_as_such(tmp_path: Path) 
         read(recipe, family, "train")
 
 
-def test_malformed_records_that_were_left_out_are_counted(tmp_path: Path) -> None:
+def test_malformed_records_that_were_left_out_are_told_at_the_start(tmp_path: Path) -> None:
     source = made.write(tmp_path / "data")
     with (tmp_path / "data" / "train.jsonl").open("a") as file:
         file.write("not json\n")
     recipe = FineTuneRecipe.model_validate(made.recipe("membart", source, tmp_path))
     family = make_family(recipe, AutoTokenizer.from_pretrained(made.tokenizer_folder()))
-    assert str(read(recipe, family, "train")).endswith("replies, 1 malformed records left out")
+    left_out = f"malformed records left out: 1, the first {tmp_path}/data/train.jsonl:25: bad json: "
+    assert f"replies; {left_out}" in str(read(recipe, family, "train"))
+    job = FineTuning(recipe, 1)
+    assert f"train: {left_out}" in job.opening
+    assert f"replies; {left_out}" in job.describe()
+    assert "validation: " not in job.opening
 
 
 def test_data_given_beside_a_recipe_whose_data_are_no_section_are_refused() -> None:

@@ -66,7 +66,7 @@ def load(model: FusionModel, source: Any, taken: WeightMap, new_rows: str) -> We
             return "layout parallel has one norm after its attentions"
         return None
 
-    found = load_mapped(model, given, source_of, backbone=taken.backbone, unused=unused)
+    found = load_mapped(model, given, source_of, backbone=taken.source, unused=unused)
     rows = tuple(
         _noted(origin, f"{added} rows added ({new_rows})" if added else "", words) for origin in found.tensors
     )

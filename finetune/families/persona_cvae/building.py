@@ -114,7 +114,7 @@ def _load(model: PersonaCvae, source: Any, like_body: bool, first: WeightMap) ->
             return _ENCODER + rest
         return None
 
-    found = load_mapped(model, given, source_of, backbone=first.backbone, unused=lambda name: None)
+    found = load_mapped(model, given, source_of, backbone=first.source, unused=lambda name: None)
     rows = (
         origin
         if origin.name.startswith("body.") or origin.source == FRESH
