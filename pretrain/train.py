@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pretrain import checkpoint, distributed, export, flops, snapshot, status
 from pretrain.attempt import Attempt
+from pretrain.console import Console
 from pretrain.control import Control
 from pretrain.distributed import World
 from pretrain.engine import Engine, learning_rate
-from pretrain.errors import CheckpointError, DivergedError
+from pretrain.errors import CheckpointError, DivergedError, PreemptedError
 from pretrain.job import Batch, Job, Validation
 from pretrain.meter import Meter
 from pretrain.pulse import Pulse
@@ -24,7 +25,7 @@ from pretrain.rehearsal import rehearse
 from pretrain.replay import RolloutResult, back_propagate, loss_coefficients
 from pretrain.reporting import console, keep_artifacts, node_sampler, start_tracker, upload_seconds
 from pretrain.saver import Save, Saver
-from pretrain.tracking import NullTracker, Status
+from pretrain.tracking import NullTracker, Status, Tracker
 
 
 @dataclass(frozen=True)
@@ -59,69 +60,82 @@ def train(job: Job, world: World, pulse: Pulse | None = None) -> Outcome:
     run = Run(job, world, mine, pulse)
     tracker = start_tracker(job, run.update) if world.is_first else NullTracker()
     ended: Status = "FAILED"
-    validation: Validation | None = None
-    last: Save | None = None
-
-    def log(kind: str, figures: dict[str, float]) -> None:
-        # Records of a newer attempt must not be mixed with ours.
-        if world.is_first and not mine.superseded:
-            tracker.log(run.update, kind, figures)
-
     try:
         with console(job, run.update, world) as progress, node_sampler(job, world):
             if tracker.view:
                 progress.message(f"{recipe.name}: MLflow: {tracker.view}")
             if run.largest_memory:
                 progress.message(f"the largest batch takes {run.largest_memory / 2**30:.1f} GiB of a GPU")
-            asked = control.agree()
-            while not (run.finished or asked.ends):
-                run.advance()
-                pulse.enter("figures")
-                if run.due(recipe.train.log_every):
-                    figures = run.meter.read()
-                    log("train", figures)
-                    progress.update(
-                        run.update,
-                        loss=figures["loss"],
-                        tokens_per_second=figures["tokens_per_second"],
-                        skipped=run.skipped,
-                    )
-                improved = False
-                if run.due(recipe.validation.every):
-                    validation = run.validate()
-                    log("validation", validation.metrics())
-                    improved = run.note(validation)
-                pulse.enter("agreement")
-                asked = control.agree()
-                if run.finished or asked.ends:
-                    last = run.save_and_wait(tracker.run_id)
-                elif asked or run.due(recipe.checkpoint.every) or (improved and recipe.validation.keep_best):
-                    control.clear(asked)
-                    run.save(tracker.run_id)
-                for save in run.saver.poll()[-1:]:  # a figure has one value an update
-                    log("checkpoint", save.metrics())
-                pulse.settle()
-            if last is None and not run.finished:
-                distributed.on_first(mine.require_newest)  # as a save would have found out
-            control.clear(asked)
-            if not run.finished:
-                ended = "KILLED"
-                nothing = f"before update {run.update + 1}, nothing to save"
-                raise control.ending(asked, last.summary if last else nothing)
-            if last and not last.path:
-                raise CheckpointError(
-                    last.summary, where=recipe.name, mend="see to it and run the same command again"
-                )
+            validation = loop(run, control, tracker, progress)
         validation = validation or run.validate()
         pulse.enter("finish")
         saved = checkpoint.resolve(recipe.run_dir)
         keep_artifacts(job, tracker, saved)
         ended = "FINISHED"
         return Outcome(run.update, validation, saved)
+    except PreemptedError:
+        ended = "KILLED"
+        raise
     finally:
         run.close()
         if not mine.superseded:  # else the tracked run is a newer start's
             tracker.finish(ended, timeout=upload_seconds(job, ended))
+
+
+def loop(run: Run, control: Control, tracker: Tracker | NullTracker, progress: Console) -> Validation | None:
+    """Update until the run is finished, and save; returns the last validation on the way. Collective.
+
+    Raises:
+        PreemptedError, DivergedError, SupersededError, CheckpointError: as `train` says.
+    """
+    recipe, pulse = run.recipe, run.pulse
+    validation: Validation | None = None
+    last: Save | None = None
+
+    def log(kind: str, figures: dict[str, float]) -> None:
+        # Records of a newer attempt must not be mixed with ours.
+        if run.world.is_first and not run.attempt.superseded:
+            tracker.log(run.update, kind, figures)
+
+    asked = control.agree()
+    while not (run.finished or asked.ends):
+        run.advance()
+        pulse.enter("figures")
+        if run.due(recipe.train.log_every):
+            figures = run.meter.read()
+            log("train", figures)
+            progress.update(
+                run.update,
+                loss=figures["loss"],
+                tokens_per_second=figures["tokens_per_second"],
+                skipped=run.skipped,
+            )
+        improved = False
+        if run.due(recipe.validation.every):
+            validation = run.validate()
+            log("validation", validation.metrics())
+            improved = run.note(validation)
+        pulse.enter("agreement")
+        asked = control.agree()
+        if run.finished or asked.ends:
+            last = run.save_and_wait(tracker.run_id)
+        elif asked or run.due(recipe.checkpoint.every) or (improved and recipe.validation.keep_best):
+            control.clear(asked)
+            run.save(tracker.run_id)
+        for save in run.saver.poll()[-1:]:  # a figure has one value an update
+            log("checkpoint", save.metrics())
+        pulse.settle()
+    if last is None and not run.finished:
+        distributed.on_first(run.attempt.require_newest)  # as a save would have found out
+    control.clear(asked)
+    if not run.finished:
+        nothing = f"before update {run.update + 1}, nothing to save"
+        raise control.ending(asked, last.summary if last else nothing)
+    if last and not last.path:
+        raise CheckpointError(
+            last.summary, where=recipe.name, mend="see to it and run the same command again"
+        )
+    return validation
 
 
 class Run:
@@ -130,6 +144,7 @@ class Run:
     def __init__(self, job: Job, world: World, mine: Attempt, pulse: Pulse) -> None:
         """Build the run, from its newest whole checkpoint if it has one. Collective."""
         self.job, self.recipe, self.world, self.pulse = job, job.recipe, world, pulse
+        self.attempt = mine
         resume = snapshot.find(mine)
         cell = job.cell()
         model: Any = cell.model
