@@ -137,10 +137,6 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    dist.barrier()
-
-
 def total(values: torch.Tensor) -> torch.Tensor:
     """Sum of `values` over all ranks (in place)."""
     dist.all_reduce(values, op=dist.ReduceOp.SUM)

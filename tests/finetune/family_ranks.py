@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 
 from finetune.job import FineTuning
@@ -42,7 +43,7 @@ def main(root: Path, files: list[str]) -> None:
             fine_tune(content, f"{family}-{stage}", stage, world)
         if world.is_first:
             cut_back(root / f"{family}-zero2", root / f"{family}-again")
-        distributed.barrier()
+        dist.barrier()
         fine_tune(content, f"{family}-again", "zero2", world)
         # Last: DeepSpeed puts another linear layer into this process for stage 3, which rounds differently.
         fine_tune(content, f"{family}-zero3", "zero3", world)

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pretrain import distributed, recipe
 from pretrain.dispatch.batch import Batch
@@ -151,7 +152,7 @@ def main() -> None:
                 drift = max(drift, float((moment - value).abs().max() / value.abs().max().clamp(min=floor)))
             report = {**case, "drift": drift, "norms": found["norms"], "expected_norms": expected_norms}
             print(json.dumps(report), flush=True)
-    distributed.barrier()
+    dist.barrier()
     distributed.stop()
 
 

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pretrain import attempt, distributed, preflight, recipe
@@ -30,9 +31,9 @@ def main(file: str, folder: Path) -> None:
         root = folder / f"zero{stage}"
         if world.is_first:
             shutil.copytree(wanted.run_dir, root / "run", copy_function=link_weights)
-        distributed.barrier()
+        dist.barrier()
         save_again(recipe.load(file, [f"root={root}", f"train.deepspeed=zero{stage}"]), stage, world, folder)
-    distributed.barrier()
+    dist.barrier()
     distributed.stop()
 
 
