@@ -262,6 +262,7 @@ def _check(places: Sequence[str], counts: Counter[str], refused: Sequence[str]) 
         why = ", ".join(
             f"{counts[key]} {key.removeprefix('-')}" for key in sorted(counts) if key != "articles"
         )
+        why = "; the first: ".join([why, *refused])
         raise UserError(
             f"no article in it that can be used ({why or 'it is empty'})",
             where=where,

@@ -147,7 +147,7 @@ def build(
     factory = options.resolved(len(base))
     plan = {"base": base.hash, "retriever": mark, "factory": factory, "probes": options.probes}
     artifact.require_free(out)
-    _check_cells(faiss, _made(faiss, factory, retriever.settings.joint_size), len(base))
+    _check_factory(faiss, factory, retriever.settings.joint_size, len(base))
     with artifact.resumable(out, plan, restart=restart) as folder:
         _encode(base, retriever, folder / PARTS, workers, device or torch.device("cpu"), told)
         keys = _join(base, retriever, folder)
@@ -185,11 +185,11 @@ def indexed(keys: np.ndarray, file: Path, factory: str, probes: int) -> Any:
     """Write the FAISS index of unit rows `[N, j]` to a file; the index, memory-mapped.
 
     Raises:
-        UserError: no such factory string.
+        UserError: no such factory string, or one that needs more keys.
     """
     faiss = needed("faiss")
     index = _made(faiss, factory, keys.shape[1])
-    _train(faiss, index, keys)
+    _train(faiss, index, keys, factory)
     for at in range(0, len(keys), _BLOCK):
         index.add(np.ascontiguousarray(keys[at : at + _BLOCK]))
     faiss.write_index(index, str(file))
@@ -305,14 +305,30 @@ def _made(faiss: Any, factory: str, size: int) -> Any:
         ) from None
 
 
-def _check_cells(faiss: Any, index: Any, items: int) -> None:
+def _check_factory(faiss: Any, factory: str, size: int, items: int) -> None:
+    """Refuse, before anything is encoded, what cannot be trained on so few items."""
+    index = _made(faiss, factory, size)
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None and items < inverted.nlist:
         raise UserError(f"{inverted.nlist} cells for {items} items", where="--factory", mend="fewer, or Flat")
+    if items <= PART_ITEMS:
+        _train(faiss, index, np.random.default_rng(1).standard_normal((items, size), np.float32), factory)
 
 
-def _train(faiss: Any, index: Any, keys: np.ndarray) -> None:
-    """Find the cells of an IVF; FAISS takes a sample of the keys."""
+def _train(faiss: Any, index: Any, keys: np.ndarray, factory: str) -> None:
+    """Find the cells of an IVF, and whatever else the factory string asks for."""
+    try:
+        _trained(faiss, index, keys)
+    except RuntimeError as error:
+        raise UserError(
+            f"'{factory}' cannot be trained on {len(keys)} items ({str(error).rpartition('failed: ')[2]})",
+            where="--factory",
+            mend="Flat, which needs none",
+        ) from None
+
+
+def _trained(faiss: Any, index: Any, keys: np.ndarray) -> None:
+    """FAISS takes a sample of the keys."""
     if index.is_trained:
         return
     inverted = faiss.try_extract_index_ivf(index)

@@ -137,6 +137,9 @@ def test_malformed_lines_are_counted_and_too_many_are_refused(tmp_path: Path) ->
         UserError, match=r"3 of 3 records are malformed, .* needs title and text -- each needs"
     ):
         build([str(tmp_path / "other.parquet")], tmp_path / "other")
+    (tmp_path / "one.tsv").write_text("no tab\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"\(1 rejected; the first: \S*one\.tsv:1: not title TAB sentence\)"):
+        build([str(tmp_path / "one.tsv")], tmp_path / "other")
     (tmp_path / "short.tsv").write_text("Owl\tOwls fly.\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"no article .* \(1 short\) -- .*--min-words"):
         build([str(tmp_path / "short.tsv")], tmp_path / "other")

@@ -156,7 +156,13 @@ def test_another_base_or_retriever_is_refused_with_the_command(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("factory", "message"), [("Cake", "no factory string"), ("IVF1000,Flat", "1000 cells")]
+    ("factory", "message"),
+    [
+        ("Cake", "no factory string"),
+        ("IVF1000,Flat", "1000 cells"),
+        ("PQ8", r"'PQ8' cannot be trained on 64 items \(Number of training points"),
+        ("PCA128,Flat", "cannot be trained on 64 items"),
+    ],
 )
 def test_factories_that_cannot_be_are_one_line(tmp_path: Path, factory: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -228,6 +228,19 @@ def test_bound_of_standard_normal_latents_lies_above_their_entropy_by_the_slack(
     assert spreads["importance"] < spreads["uniform"] / 5
 
 
+def test_the_bound_counts_what_the_last_step_leaves_of_the_latents():
+    clean = torch.tensor([[0.3, -2.0]], dtype=torch.float64)
+    for schedule in (SCHEDULE, PAPER):
+        left = schedule.signal[-1]
+        last = torch.distributions.Normal(left.sqrt() * clean, (1 - left).sqrt())
+        unit = torch.distributions.Normal(torch.zeros_like(clean), 1.0)
+        wanted = torch.distributions.kl_divergence(last, unit).sum(dim=1)
+        found = diffusion.objective(schedule, "vlb", "importance")
+        assert torch.allclose(found.terminal(clean), wanted, rtol=1e-6, atol=1e-12)
+        exact = found.exact(clean, lambda t: clean)
+        assert torch.allclose(exact, wanted + found.constant(2), rtol=1e-9)
+
+
 @pytest.mark.parametrize("weighting", ["paper", "simple"])
 def test_other_weightings_are_means_over_the_steps(weighting):
     schedule = diffusion.linear_schedule(5, 0.1, 0.5)

@@ -51,12 +51,14 @@ def test_every_allowed_donor_is_as_likely(drawn):  # 2
 
 
 def test_rejected_draws_end_in_an_exact_choice():
-    items = np.full((2, 64), 5)
-    items[1, -1] = 6
+    items = np.full((2, 512), 5)
+    items[1, -2:] = 6, 7
     found = draw(items, items >= 0, np.zeros(2, np.int64), keys(2))
-    assert (found[0] == 127).all()
-    assert (found[1, :-1] == -1).all()
-    assert found[1, -1] in range(64)
+    chosen, counts = np.unique(found[0], return_counts=True)
+    assert chosen.tolist() == [1022, 1023]
+    assert counts.min() > 150
+    assert (found[1, :-2] == -1).all()
+    assert all(donor in range(512) for donor in found[1, -2:])
 
 
 def test_equal_keys_draw_equal_negatives_and_other_keys_others():
