@@ -207,6 +207,7 @@ def draw_references(curves: Mapping[str, Sequence[float]], alike: Sequence[float
     figure, axes = blank("human references of a context", "perplexity", 6.0, 3.8)
     for name, curve in curves.items():
         axes.plot(range(1, len(curve) + 1), curve, "o-", label=name)
+    axes.set_xticks(range(1, max(map(len, curves.values())) + 1))
     if alike:
         others = axes.twinx()
         others.plot(range(1, len(alike) + 1), alike, "s--", color="#6B7280", label="cosine of the references")
