@@ -14,7 +14,7 @@ import typer
 
 from pretrain.errors import UserError
 from tools.figures import blank, save
-from tools.models import check_folder
+from tools.models import check_folder, quiet_transformers
 from tools.study_runs import (
     Changes,
     Data,
@@ -111,14 +111,18 @@ def dior_steps(
     data: Annotated[str, typer.Option(help="Dialogues as NAME:PATH.")] = "",
     split: Split = "test",
     contexts: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 3,
-    steps: Annotated[str, typer.Option(help="Reverse steps done.")] = "1,10,20,30,40,50",
+    steps: Annotated[
+        str | None, typer.Option(help="Reverse steps done; 1 and every fifth part of them unless given.")
+    ] = None,
     estimate: Annotated[
         bool, typer.Option(help="Decode the denoiser's estimate, not the noisy latents as they stand.")
     ] = False,
 ) -> None:
     """Table 8: what the model says from latents that were denoised for fewer steps."""
     study = _open(model, overrides)
-    numbers = sorted({int(n) for n in _numbers(steps, "--steps", 1, study.model.config.diffusion_steps, 1)})
+    most = study.model.config.diffusion_steps
+    wanted = ",".join(str(max(most * part // 5, 1)) for part in range(6)) if steps is None else steps
+    numbers = sorted({int(number) for number in _numbers(wanted, "--steps", 1, most, 1)})
     for asked in study.last_turns(data or study.fitted.recipe.data.sources[0], split, contexts):
         replies = study.denoised(asked, numbers, not estimate)
         typer.echo("\n".join(f"context   {text}" for text in asked.context[-3:]))
@@ -220,6 +224,7 @@ def _open(place: Path, overrides: Sequence[str] | None) -> Any:
     from finetune.fitted import load
     from finetune.studies.dior_cvae import Study
 
+    quiet_transformers()
     return Study(load(place, list(overrides or ())))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pretrain.errors import UserError
+from tools.models import check_folder
 from tools.study_runs import (
     Changes,
     Data,
@@ -109,6 +110,7 @@ def ki_bodies(
     from finetune.metrics import papers
 
     wanted = _chosen(bodies, BODIES, "--bodies")
+    check_folder(out)
     knowledge_coverage(knowledge, ["none"], data, split, dialogues)  # refused before anything is trained
     tokenizer = out / "tokenizer"
     backbone.find(start).tokenizer.save_pretrained(tokenizer)

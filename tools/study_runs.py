@@ -57,9 +57,11 @@ def sweep(
         changes: to the recipe of all; a variant's own switches come after them.
 
     Raises:
-        UserError: no such dialogues, no place for the runs, or a run did not end well; what it said stands
-            above.
+        UserError: no such dialogues, backbone or recipe, no place for the runs, or a run did not end well;
+            what it said stands above.
     """
+    from finetune import backbone
+    from finetune.__main__ import resolve
     from finetune.dialogue.load import load as read
     from finetune.evaluate import evaluate
     from finetune.fitted import load
@@ -69,6 +71,10 @@ def sweep(
     check_folder(out)
     for source in data:
         read(source, split)  # what is only asked for after hours of training
+    for variant in variants.values():
+        resolve(variant.recipe, [*changes, *variant.switches], variant.start, list(data))
+    for place in {variant.start for variant in variants.values()} - {backbone.SCRATCH}:
+        backbone.find(place)
     found = {}
     for name, variant in variants.items():
         run = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)

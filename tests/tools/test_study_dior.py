@@ -92,6 +92,10 @@ def test_trained_models_are_looked_at(study: tuple[Path, str]) -> None:
         app, ["study", "dior-steps", run, "--data", source, "--contexts", "1", "--steps", "1,10"]
     )
     assert "step   10" in shown.output
+    some = CliRunner().invoke(app, ["study", "dior-steps", run, "--data", source, "--contexts", "1"])
+    assert [line.split()[1] for line in some.output.splitlines() if line.startswith("step")] == [
+        *("1", "2", "4", "6", "8", "10"),
+    ]
     told = CliRunner().invoke(
         app,
         [
@@ -106,20 +110,22 @@ def test_trained_models_are_looked_at(study: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "split", "message"),
+    ("words", "message"),
     [
-        ("2", "valid", "--rates: '2' is no list of numbers from 0 to 1"),
-        ("nan", "valid", "--rates: 'nan' is no list"),
-        (" ,", "valid", "--rates: ' ,' is no list"),
-        ("a", "valid", "--rates: 'a' is no list"),
-        ("0.1", "cake", "no cake split"),
+        (["--rates", "2"], "--rates: '2' is no list of numbers from 0 to 1"),
+        (["--rates", "nan"], "--rates: 'nan' is no list"),
+        (["--rates", " ,"], "--rates: ' ,' is no list"),
+        (["--rates", "a"], "--rates: 'a' is no list"),
+        (["--split", "cake"], "no cake split"),
+        (["cake=1"], "unknown recipe key 'cake'"),
+        (["--from", "cake"], "cake: no such backbone"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_training(
-    tmp_path: Path, rates: str, split: str, message: str
+    tmp_path: Path, words: list[str], message: str
 ) -> None:
     source, out = made.write(tmp_path / "data", train=4, valid=2), tmp_path / "out"
-    words = ["--from", "x", "--data", source, "--rates", rates, "--split", split, "--out", str(out)]
+    words = ["--from", "scratch", "--data", source, "--split", "valid", "--out", str(out), *words]
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, ["study", "dior-dropout", *words], catch_exceptions=False)
     assert not out.exists()
