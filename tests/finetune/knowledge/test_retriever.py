@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from finetune.knowledge import queries
 from finetune.knowledge.queries import Query
 from finetune.knowledge.retriever.loss import Matched, match
-from finetune.knowledge.retriever.model import Retriever
+from finetune.knowledge.retriever.model import Encoded, Retriever
 from finetune.knowledge.retriever.settings import RetrieverSettings
 from finetune.knowledge.retriever.train import Progress, few_words, train
 from finetune.knowledge.words import words
@@ -102,6 +102,39 @@ def test_special_tokens_belong_to_no_sentence(tmp_path: Path, monkeypatch: pytes
     model = train(knowledge.base(), place, tmp_path / "r", settings, device=CPU)
     sentences = knowledge.base().sentences(range(len(knowledge.base())))
     assert set(seen) == {int(model.encode(sentences).real.sum())}
+
+
+def test_titles_are_hidden_from_the_sentences_side_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    encode = Retriever.encode
+
+    def noted(self: Retriever, texts: list[str], longest: int | None = None) -> Encoded:
+        seen.append(list(texts))
+        return encode(self, texts, longest)
+
+    monkeypatch.setattr(Retriever, "encode", noted)
+    settings = RetrieverSettings.of([*knowledge.SETTINGS, "steps=1", "mask_title=1"])
+    train(knowledge.base(), str(knowledge.model_folder()), tmp_path / "r", settings, device=CPU)
+    said, told, validated = seen
+    assert sorted(said) == sorted(validated) == sorted(sentence for _, sentence in knowledge.articles())
+    titles = {sentence: title for title, sentence in knowledge.articles()}
+    assert all(titles[one] not in other != one for one, other in zip(said, told, strict=True))
+
+
+def test_memory_rows_are_dropped_and_long_texts_cut() -> None:
+    model = knowledge.retriever()
+    texts = model.encode(["A badon is a fish.", "tree"])
+    with torch.no_grad():
+        whole = model.tokens.encoder(input_ids=texts.ids, attention_mask=texts.mask).last_hidden_state
+        states = model.tokens.states(texts)
+    slots = whole.shape[1] - texts.ids.shape[1]
+    assert slots == model.tokens.encoder.config.memory_len > 0
+    assert torch.equal(states, whole[:, slots:])
+    long = " ".join(title for title, _ in knowledge.articles())
+    assert model.encode([long]).ids.shape[1] == 24 < model.longest
+    assert model.encode([long], model.longest).ids.shape[1] == model.longest
 
 
 def test_an_interrupted_training_ends_the_same(tmp_path: Path) -> None:

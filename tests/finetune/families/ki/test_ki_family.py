@@ -121,6 +121,42 @@ def test_decoding_token_by_token_is_decoding_at_once(body):
     assert torch.allclose(torch.cat(found, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("body", ["transformer", "lstm", "diffks", "bert"])
+def test_beams_with_a_cache_are_beams_without(body):
+    which, model = ki.built(body, knowledge=None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2  # else every beam goes on alike
+    batch = ki.batch(which, talk=ki.grounded(), complete=False)
+    read = model.selected(model.read(batch, ki.memory(which, model, 4)))
+    cached, plain = (
+        model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            encoder_outputs=read,
+            decoder_start_token_id=which.text.bos,
+            eos_token_id=None,
+            pad_token_id=which.text.pad,
+            num_beams=4,
+            max_new_tokens=8,
+            use_cache=use,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        for use in (True, False)
+    )
+    assert torch.equal(cached["sequences"], plain["sequences"])
+    assert torch.allclose(cached["sequences_scores"], plain["sequences_scores"], atol=1e-4)
+
+
+def test_selections_are_counted_by_replies_and_all_else_by_tokens():
+    which, _ = ki.built("diffks")
+    batch = ki.batch(which, 3, dry=1, talk=ki.grounded())
+    counts = dict(zip(which.parts, which.count(batch).tolist(), strict=True))
+    assert counts["selection"] == 3
+    assert counts["nll"] == counts["ki"] == int((batch.labels != -100).sum())
+
+
 # --- weights ---
 
 
