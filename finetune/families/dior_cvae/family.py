@@ -148,8 +148,7 @@ class Family:
     def __init__(
         self, settings: DiorSettings, data: DialogueSection, tokenizer: PreTrainedTokenizerBase, steps: int
     ) -> None:
-        self.settings, self.data = settings, data
-        self.steps = None if data.epochs else steps  # then the updates are only known once the data are read
+        self.settings, self.data, self.steps = settings, data, steps
         self.layout = Layout(tokenizer)
         self.text = self.layout.text
         self.pads = {"input_ids": self.text.pad, "attention_mask": 0, "labels": IGNORED}
@@ -243,7 +242,7 @@ class Family:
 
     def part_weights(self, update: int) -> Tensor:
         """Eq. 16 with label smoothing and annealing; past the last update, for validation, the plain ELBO."""
-        if self.steps is not None and update >= self.steps:
+        if update >= self.steps:
             return torch.tensor([1.0, 0.0, 1.0, 1.0])
         smoothing, anneal = self.settings.label_smoothing, self.settings.kl_anneal_steps
         divergence = self.settings.kl_weight * (min(1.0, update / anneal) if anneal else 1.0)

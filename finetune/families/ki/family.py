@@ -51,8 +51,7 @@ class Family:
         self, settings: KiSettings, data: DialogueSection, tokenizer: PreTrainedTokenizerBase, steps: int
     ) -> None:
         check(settings, data, tokenizer)
-        self.settings, self.data = settings, data
-        self.steps = None if data.epochs else steps  # then the updates are only known once the data are read
+        self.settings, self.data, self.steps = settings, data, steps
         sentences = shape_of("diffks", settings.config) if settings.body == "diffks" else None
         assert sentences is None or isinstance(sentences, DiffksShape)
         self.layout = KiLayout(data, tokenizer, settings.subword_policy, sentences)
@@ -134,8 +133,7 @@ class Family:
 
     def part_weights(self, update: int) -> Tensor:
         """Eq. 4 with label smoothing; past the last update, for validation, without smoothing."""
-        past = self.steps is not None and update >= self.steps
-        smoothing = 0.0 if past else self.settings.label_smoothing
+        smoothing = 0.0 if update >= self.steps else self.settings.label_smoothing
         weights = {
             "nll": 1 - smoothing,
             "smoothing": smoothing,

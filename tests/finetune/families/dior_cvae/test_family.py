@@ -238,6 +238,9 @@ def test_weight_of_the_divergence_grows_to_one_and_spares_the_reconstruction():
     for update, wanted in ((0, 0.0), (10_000, 0.5), (20_000, 1.0), (40_000, 1.0)):
         assert which.part_weights(update).tolist() == pytest.approx([0.9, 0.1, wanted, wanted])
     assert which.part_weights(50_000).tolist() == [1.0, 0.0, 1.0, 1.0]
+    by_epochs = which.data.model_copy(update={"epochs": 2.0})
+    validated = Family(which.settings, by_epochs, which.text.tokenizer, 10)
+    assert validated.part_weights(10).tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_learning_rate_falls_with_the_square_root_after_the_warm_up():

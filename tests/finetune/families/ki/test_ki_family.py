@@ -336,7 +336,11 @@ def test_the_learning_rate_falls_with_the_square_root_for_all():
 
 def test_validation_at_the_end_is_without_smoothing():
     which = ki.family()
-    assert which.part_weights(100).tolist() == [1.0, 0.0, 1.0, *[0.0] * 5]
+    by_epochs = which.data.model_copy(update={"epochs": 2.0})
+    for data in (which.data, by_epochs):
+        same = Family(which.settings, data, which.text.tokenizer, 100)
+        assert same.part_weights(99).tolist() == pytest.approx([0.9, 0.1, 1.0, *[0.0] * 5])
+        assert same.part_weights(100).tolist() == [1.0, 0.0, 1.0, *[0.0] * 5]
 
 
 def test_shipped_recipes_have_settings_that_the_family_knows(monkeypatch, tmp_path):
