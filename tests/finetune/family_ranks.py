@@ -1,14 +1,12 @@
-"""Run on every rank by `test_families_ranks.py`: fine-tune families at ZeRO stages 1, 2 and 3 in turn.
+"""A target of `tests.support.forked`: fine-tune a family at ZeRO stages 1, 2 and 3 in turn.
 
-    family_ranks.py ROOT FILE...      each FILE a recipe; runs go to ROOT/FAMILY-zeroN
-
-The run at stage 2 is then cut back to its first checkpoint in a copy, ROOT/FAMILY-again, and continued.
+Runs go to ROOT/FAMILY-zeroN. The one at stage 2 is cut back to its first checkpoint in a copy,
+ROOT/FAMILY-again, and continued.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +31,18 @@ def cut_back(folder: Path, copy: Path) -> None:
         shutil.rmtree(saved.path)
 
 
-def main(root: Path, files: list[str]) -> None:
+def main(root: Path, file: Path) -> None:
+    """Train by the recipe in `file`."""
     world = distributed.detect()
     distributed.start(world, 120)
-    for file in files:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        content["root"], family = str(root), content["family"]
-        for stage in ("zero1", "zero2"):
-            fine_tune(content, f"{family}-{stage}", stage, world)
-        if world.is_first:
-            cut_back(root / f"{family}-zero2", root / f"{family}-again")
-        dist.barrier()
-        fine_tune(content, f"{family}-again", "zero2", world)
-        # Last: DeepSpeed puts another linear layer into this process for stage 3, which rounds differently.
-        fine_tune(content, f"{family}-zero3", "zero3", world)
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["root"], family = str(root), content["family"]
+    for stage in ("zero1", "zero2"):
+        fine_tune(content, f"{family}-{stage}", stage, world)
+    if world.is_first:
+        cut_back(root / f"{family}-zero2", root / f"{family}-again")
+    dist.barrier()
+    fine_tune(content, f"{family}-again", "zero2", world)
+    # Last: DeepSpeed puts another linear layer into this process for stage 3, which rounds differently.
+    fine_tune(content, f"{family}-zero3", "zero3", world)
     distributed.stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])

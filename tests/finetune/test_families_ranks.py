@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,28 @@ from finetune.exporting import kind_of
 from finetune.job import make_family
 from finetune.recipe import FineTuneRecipe
 from pretrain.export import export, named_tensors
+from tests.finetune import family_ranks
 from tests.support import dialogues as made
-from tests.support import families, processes
+from tests.support import families, forked
+
+Trained = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every family at every stage, see `family_ranks.py`."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The folder that holds a family's runs at every stage, see `family_ranks.py`; each is trained once."""
     root = tmp_path_factory.mktemp("families")
-    files = []
-    for family, changes in families.TINY.items():
-        source = made.write(root / "data")
-        content = made.recipe(family, source, root, **changes)
+    source = made.write(root / "data")
+
+    @cache
+    def runs(family: str) -> Path:
         file = root / f"{family}.yaml"
+        content = made.recipe(family, source, root, **families.TINY[family])
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        files.append(str(file))
-    processes.run([str(Path(__file__).parent / "family_ranks.py"), str(root), *files], 2)
-    return root
+        forked.run(family_ranks.main, (root, file), 2)
+        return root
+
+    return runs
 
 
 def curve(run_dir: Path) -> dict[int, dict[str, float]]:
@@ -49,7 +56,8 @@ def losses(records: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.parametrize("family", families.TINY)
-def test_all_stages_give_one_loss_curve(root: Path, family: str) -> None:
+def test_all_stages_give_one_loss_curve(trained: Trained, family: str) -> None:
+    root = trained(family)
     first = losses(curve(root / f"{family}-zero1"))
     assert len(first) == 6
     for stage in (2, 3):
@@ -59,7 +67,8 @@ def test_all_stages_give_one_loss_curve(root: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", families.TINY)
-def test_a_resumed_run_repeats_the_same_numbers_to_the_last_bit(root: Path, family: str) -> None:
+def test_a_resumed_run_repeats_the_same_numbers_to_the_last_bit(trained: Trained, family: str) -> None:
+    root = trained(family)
     whole, again = curve(root / f"{family}-zero2"), curve(root / f"{family}-again")
     for step in (4, 5, 6):
         for name in ("loss", "gradient_norm", "target_tokens"):
@@ -67,8 +76,8 @@ def test_a_resumed_run_repeats_the_same_numbers_to_the_last_bit(root: Path, fami
 
 
 @pytest.mark.parametrize("family", families.TINY)
-def test_an_exported_model_answers_like_its_checkpoint(root: Path, family: str, tmp_path: Path) -> None:
-    run_dir = root / f"{family}-zero3"
+def test_an_exported_model_answers_like_its_checkpoint(trained: Trained, family: str, tmp_path: Path) -> None:
+    run_dir = trained(family) / f"{family}-zero3"
     mine = fitted.load(run_dir)
     theirs = fitted.load(export(run_dir, tmp_path / "model", kind=kind_of(family)))
     ours, exported = dict(mine.model.state_dict()), dict(theirs.model.state_dict())
@@ -87,7 +96,8 @@ def test_an_exported_model_answers_like_its_checkpoint(root: Path, family: str, 
 
 
 @pytest.mark.parametrize("family", families.TINY)
-def test_every_tensor_of_the_model_is_in_the_weight_report(root: Path, family: str) -> None:
+def test_every_tensor_of_the_model_is_in_the_weight_report(trained: Trained, family: str) -> None:
+    root = trained(family)
     report = json.loads((root / f"{family}-zero1" / "weights.json").read_text(encoding="utf-8"))
     names = {origin["name"] for origin in report["tensors"]}
     model = fitted.load(root / f"{family}-zero1").model
@@ -96,11 +106,12 @@ def test_every_tensor_of_the_model_is_in_the_weight_report(root: Path, family: s
 
 @pytest.mark.parametrize("family", ["membart", "fusion", "persona_cvae", "ki", "dior_cvae"])
 def test_a_run_of_ki_is_a_membart_to_start_from_and_its_head_is_reported(
-    root: Path, family: str, tmp_path: Path
+    trained: Trained, family: str, tmp_path: Path
 ) -> None:
+    root = trained("ki")
     run_dir = root / "ki-zero3"
-    trained = named_tensors(fitted.load(run_dir).model)
-    head = {name for name in trained if name.startswith("ki_head.")}
+    given = named_tensors(fitted.load(run_dir).model)
+    head = {name for name in given if name.startswith("ki_head.")}
     assert head
     content = made.recipe(family, "jsonl:none", root, **families.TINY[family])
     for place in (run_dir, export(run_dir, tmp_path / "model", kind=kind_of("ki"))):
@@ -109,6 +120,6 @@ def test_a_run_of_ki_is_a_membart_to_start_from_and_its_head_is_reported(
         model, report = which.build(start)
         assert head <= report.unused.keys()
         taken = {origin.name: origin.source for origin in report.tensors if origin.source != "fresh"}
-        assert {name for name in trained if name.startswith("model.encoder.layers.")} <= set(taken.values())
+        assert {name for name in given if name.startswith("model.encoder.layers.")} <= set(taken.values())
         tensors = named_tensors(model)
-        assert all(torch.equal(tensors[name], trained[source]) for name, source in taken.items())
+        assert all(torch.equal(tensors[name], given[source]) for name, source in taken.items())

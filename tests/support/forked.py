@@ -26,6 +26,7 @@ from tests.support.folders import temporary
 
 REPOSITORY = Path(__file__).parent.parent.parent
 HEAVY = [
+    "finetune.job",
     "pretrain.launch",
     "pretrain.pretraining",
     "pretrain.tracking",
