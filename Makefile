@@ -20,9 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/membart demo
 
-# Three files at once, for two cores: a test keeps one core busy, or waits.
+# Two files at once, for two cores: most tests keep one busy, or wait.
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Minutes of killing: every moment, every world size, every stage; and a few long tests that lie elsewhere.
 punish: $(READY)
