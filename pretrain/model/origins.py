@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pretrain.files import write_atomically
 from pretrain.model.convert import FREE_OF_CHOICE, MEMORY_BIAS, SHARED, TIED, Checkpoint, twin
 
 FRESH = "fresh"
@@ -59,7 +60,7 @@ class WeightMap:
     def save(self, folder: Path) -> None:
         """Write the whole map as `WEIGHTS_FILE`."""
         content = json.dumps(asdict(self), indent=1) + "\n"
-        (folder / WEIGHTS_FILE).write_text(content, encoding="utf-8")
+        write_atomically(folder / WEIGHTS_FILE, content)
 
 
 def trace(found: Checkpoint, fitted: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> WeightMap:
