@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 
+import tenacity
 from huggingface_hub import constants, get_session
 from huggingface_hub.file_download import repo_folder_name
 
 from pretrain.errors import CheckpointError
 
-PAUSES = (0.0, 0.5, 1.5)
-"""Seconds before each attempt to reach the hub."""
+ATTEMPTS, FIRST_WAIT = 3, 0.5
+"""Attempts to reach the hub, and seconds after the first of them; the waits double."""
 ANSWER_SECONDS = 3.0
 """The hub's time to answer one attempt."""
 PATIENCE = 6.0
@@ -58,15 +58,13 @@ def out_of_reach() -> str:
     """Why the hub cannot be asked; empty when it gives any answer at all. Found out once a process."""
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
-    began, reason = time.monotonic(), ""
-    for pause in PAUSES:
-        if time.monotonic() - began > PATIENCE:
-            break
-        time.sleep(pause)
-        try:
-            get_session().request("HEAD", constants.ENDPOINT, timeout=ANSWER_SECONDS)
-        except Exception as error:  # whatever keeps a request from its answer keeps the models away
-            reason = f"{constants.ENDPOINT}: {str(error) or type(error).__name__}"
-        else:
-            return ""
-    return reason
+    asking = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_after_delay(PATIENCE),
+        wait=tenacity.wait_exponential(multiplier=FIRST_WAIT),
+        reraise=True,
+    )
+    try:
+        asking(get_session().request, "HEAD", constants.ENDPOINT, timeout=ANSWER_SECONDS)
+    except Exception as error:  # whatever keeps a request from its answer keeps the models away
+        return f"{constants.ENDPOINT}: {str(error) or type(error).__name__}"
+    return ""

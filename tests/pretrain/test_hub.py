@@ -26,7 +26,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub, "PAUSES", (0.0,))
+        monkeypatch.setattr(hub, "ATTEMPTS", 1)
         hub.out_of_reach.cache_clear()
         yield tmp_path / "cache"
         hub.out_of_reach.cache_clear()
