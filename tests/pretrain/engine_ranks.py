@@ -1,4 +1,4 @@
-"""Run on every rank by `test_engine.py`: train a tiny MemBART at one ZeRO configuration after another.
+"""A target of `tests.support.forked`: train a tiny MemBART at one ZeRO configuration after another.
 
 Rank 0 prints one JSON line per configuration: how far Adam's first moment, which is linear in the gradients
 of all updates, is from that of plain back-propagation through time of the whole global batch by torch alone.
@@ -7,7 +7,6 @@ of all updates, is from that of plain back-propagation through time of the whole
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import torch
@@ -130,10 +129,11 @@ def assembled(pieces: list[Any], key: str, name: str) -> torch.Tensor:
     return torch.cat([part for _, part in parts])
 
 
-def main() -> None:
+def main(cases: list[dict[str, Any]]) -> None:
+    """One configuration per case, see `test_engine.py`."""
     world = distributed.detect()
     distributed.start(world, 60)
-    for case in json.loads(sys.argv[1]):
+    for case in cases:
         wanted = settings(
             case["stage"], case.get("mode", "replay"), case.get("chunks", 1), case.get("precision", "fp32")
         )
@@ -154,7 +154,3 @@ def main() -> None:
             print(json.dumps(report), flush=True)
     dist.barrier()
     distributed.stop()
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,8 @@ import pytest
 
 from pretrain import engine, recipe
 from pretrain.errors import UserError
-from tests.support import processes
+from tests.pretrain import engine_ranks
+from tests.support import forked
 
 ONE_RANK: list[dict[str, Any]] = [
     {"stage": "zero0", "dropout": 0.1},
@@ -37,9 +38,8 @@ FOUR_RANKS: list[dict[str, Any]] = [{"stage": "zero2"}, {"stage": "zero3"}]
 
 @pytest.mark.parametrize(("world_size", "cases"), [(1, ONE_RANK), (2, TWO_RANKS), (4, FOUR_RANKS)])
 def test_updates_equal_plain_bptt(world_size: int, cases: list[dict[str, Any]], tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("engine_ranks.py")
     cases = [{**case, "stage": _partitioned(case["stage"], tmp_path)} for case in cases]
-    output = processes.run([str(worker), json.dumps(cases)], world_size)[0]
+    output = forked.run(engine_ranks.main, (cases,), world_size)[0]
     reports = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert len(reports) == len(cases)
     for case, report in zip(cases, reports, strict=True):
